@@ -1,0 +1,104 @@
+"""The arms of the study: one spelling, label, colour and marker each (paper, Table 1).
+
+An arm is a checkpoint lineage, e.g. ``D1`` or ``S1-2of4-wanda``. Names, colours and markers are
+decided here and nowhere else, so that an arm looks the same in every figure and table.
+"""
+
+import re
+from dataclasses import dataclass
+
+TOPOLOGIES = ("2of4", "4of8", "block16", "block32", "block64", "unstructured")
+ALGORITHMS = ("magnitude", "wanda", "wanda++", "sparsegpt", "maskllm", "random")
+DENSE_LINEAGES = {
+    "D0": "dense base",
+    "D1": "dense, same extra tokens",
+    "Dnz": "dense, matched non-zeros",
+    "Dcut": "dense, cut to matched non-zeros",
+    "Df": "dense, matched FLOPs",
+}
+SPARSE_LINEAGES = {
+    "S0": "converted, no recovery",
+    "S1": "converted and recovered",
+    "Sf": "sparse, matched FLOPs",
+    "Dg": "dense weights, masked updates",
+}
+
+# Colour-blind safe (Okabe and Ito 2008); dense arms are dark or warm, sparse topologies cool.
+_COLOURS = {
+    "D0": "#7F7F7F",
+    "D1": "#1B1B1B",
+    "Dnz": "#D55E00",
+    "Dcut": "#B07AA1",
+    "Df": "#E69F00",
+    "Dg": "#8C564B",
+    "2of4": "#0072B2",
+    "4of8": "#56B4E9",
+    "block16": "#009E73",
+    "block32": "#4DAF7C",
+    "block64": "#A6D9B9",
+    "unstructured": "#CC79A7",
+}
+_MARKERS = {"D0": "P", "D1": "o", "Dnz": "v", "Dcut": "<", "Df": ">", "S0": "X", "S1": "s", "Sf": "D", "Dg": "^"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm; `topology` and `algorithm` are empty and `density` is 1.0 where the arm is dense."""
+
+    name: str
+    lineage: str
+    topology: str = ""
+    algorithm: str = ""
+    density: float = 1.0
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.lineage in SPARSE_LINEAGES
+
+    @property
+    def label(self) -> str:
+        """The name as the paper writes it: ``S1 2:4``."""
+        parts = [self.lineage]
+        if self.topology:
+            parts.append(self.topology.replace("of", ":"))
+        return " ".join(parts + self.name.split("-")[2:] if self.topology else self.name.split("-"))
+
+    @property
+    def description(self) -> str:
+        return {**DENSE_LINEAGES, **SPARSE_LINEAGES}[self.lineage]
+
+    @property
+    def colour(self) -> str:
+        return _COLOURS[self.topology if self.topology and self.lineage != "Dg" else self.lineage]
+
+    @property
+    def marker(self) -> str:
+        return _MARKERS[self.lineage]
+
+
+def parse_arm(name: str, main_algorithm: str = "sparsegpt") -> Arm:
+    """Read an arm name; raise ValueError naming what is allowed when it is not one.
+
+    Without an algorithm or density suffix the arm uses `main_algorithm` at 50 % zeros
+    (``S1-2of4``); anything else is appended (``S1-2of4-wanda``, ``S1-unstructured-d0.75``).
+    """
+    lineage, *rest = name.split("-")
+    if lineage in DENSE_LINEAGES and len(rest) <= 1:
+        if not rest:
+            return Arm(name, lineage)
+        if lineage in ("Dnz", "Dcut", "Df") and re.fullmatch(r"0\.\d+", rest[0]):
+            return Arm(name, lineage, density=float(rest[0]))
+    if lineage in SPARSE_LINEAGES and rest and rest[0] in TOPOLOGIES:
+        algorithm, density = main_algorithm, 0.5
+        for suffix in rest[1:]:
+            if suffix in ALGORITHMS:
+                algorithm = suffix
+            elif match := re.fullmatch(r"d(0\.\d+)", suffix):
+                density = float(match[1])
+            else:
+                raise ValueError(f"arm {name!r}: {suffix!r} is neither an algorithm {ALGORITHMS} nor a density like d0.75")
+        return Arm(name, lineage, rest[0], algorithm, density)
+    raise ValueError(
+        f"arm {name!r} is unknown; write a dense arm {tuple(DENSE_LINEAGES)} or a sparse one such as "
+        f"S1-2of4: {tuple(SPARSE_LINEAGES)} with a topology {TOPOLOGIES}"
+    )
