@@ -239,6 +239,8 @@ class Study(Settings):
     """The domain stream."""
     probe: Probe
     """The probes."""
+    measure: Literal["score", "nll"] = "score"
+    """What claims are about: right answers, or answer-token loss where scores have no signal, name."""
     scoring_batch: Count = 128
     """Rows scored at once, rows."""
 

@@ -1,0 +1,103 @@
+"""What notebook 05 does with the tables: tests, verdict, and the paper's inputs (paper, section Results).
+
+Reads tables only; no model is loaded and torch is not imported.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sparsecl.config import Study, load_study
+from sparsecl.figure_style import NothingToDraw
+from sparsecl.preregistration import Preregistration, exploratory_analysis, load_preregistration
+from sparsecl.records import sha256_of, write_atomically, write_record
+from sparsecl.statistics import summary_table
+from sparsecl.tables import read_tables, tables_directory
+from sparsecl.tree import REPOSITORY, Tree, open_tree
+from sparsecl.verdict import Verdict, compute_verdict, tests_table
+
+SHOWN_METRICS = ("forgetting", "own", "final", "bwt", "acc", "loss_forgetting", "loss_own", "loss_final")
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """A study's tables, the analysis fixed for it, and where the paper's inputs go."""
+
+    study: Study
+    part: str
+    tables: dict[str, pd.DataFrame]
+    registration: Preregistration
+    folder: Path  # of the tables
+    tree: Tree  # of the study whose paper is built
+
+    @property
+    def source(self) -> str:
+        return str(self.folder.relative_to(REPOSITORY)) if self.folder.is_relative_to(REPOSITORY) else str(self.folder)
+
+    @property
+    def replicates(self) -> int:
+        return self.tables["accuracy"]["seed"].nunique()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The computed statements."""
+
+    summary: pd.DataFrame
+    tests: pd.DataFrame
+    verdict: Verdict
+    margin: float | None
+
+    @property
+    def statement(self) -> str:
+        return f"{self.verdict.letter}: {self.verdict.sentence}."
+
+
+def open_statistics(study: str, part: str, output: str, paper_of: str) -> StudyTables:
+    """Find and read a study's tables; BrokenFile names the command where there are none."""
+    settings = load_study(study)
+    owner = paper_of or settings.name
+    folder = tables_directory(settings, open_tree(settings.name, output))
+    measure = "score" if settings.measure == "score" else "loss"
+    registration = load_preregistration(settings.name) or exploratory_analysis(settings.name, measure=measure)
+    return StudyTables(settings, part, read_tables(folder), registration, folder, open_tree(owner, output))
+
+
+def analyse(statistics: StudyTables) -> Analysis:
+    """Summaries, tests and verdict from the metrics (and the items, for the bootstrap)."""
+    metrics, registration = statistics.tables["metrics"], statistics.registration
+    summary = summary_table(metrics)
+    shown = summary[summary["metric"].isin(SHOWN_METRICS) & (summary["domain"] == "") & (summary["kind"] == "all")]
+    tests = tests_table(metrics, registration, statistics.tables.get("items"))
+    return Analysis(shown.reset_index(drop=True), tests, compute_verdict(metrics, registration), registration.margin)
+
+
+def show(draw: Callable, *tables):
+    """Draw a figure, or say in a sentence why this study has none."""
+    if any(table is None for table in tables[:1]):
+        return "not measured in this study"
+    try:
+        return draw(*tables)
+    except NothingToDraw as reason:
+        return f"nothing to draw: {reason}"
+
+
+def write_outputs(statistics: StudyTables, analysis: Analysis) -> Path:
+    """Write the paper's inputs of this part, tests.csv and the record of notebook 05."""
+    from sparsecl.publication import write_part
+
+    folder = write_part(
+        statistics.tree.path("paper"), statistics.study, statistics.part, {**statistics.tables, "tests": analysis.tests}, analysis.verdict, statistics.registration
+    )
+    tests = folder / "tests.csv"
+    write_atomically(tests, lambda temporary: analysis.tests.to_csv(temporary, index=False))
+    record = folder / "05_stats.json"
+    about = {"notebook": "05_stats", "study": statistics.study.name, "part": statistics.part, "verdict": analysis.verdict.letter}
+    write_record(record, {**about, "settings_sha256": statistics.study.digest(), "tables": _digests(statistics.folder), "tests_sha256": sha256_of(tests)})
+    return record
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.suffix in (".csv", ".parquet")}

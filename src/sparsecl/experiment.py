@@ -1,0 +1,124 @@
+"""One replicate of one study as a notebook sees it: settings, random streams, files, inputs.
+
+Work is done in units (a base, a conversion, a recovered arm, a stage). A unit's key is the digest of its
+settings, its upstream units and the code it reaches; a finished unit with the same key is loaded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecl.arms import Arm
+from sparsecl.config import Study, load_study, replicate_name
+from sparsecl.items import Suite
+from sparsecl.randomness import generator, stream_seed
+from sparsecl.records import Stopwatch, peak_memory_bytes, provenance, read_record, sha256_of, write_record
+from sparsecl.tree import Tree, open_tree
+
+
+class MissingInput(RuntimeError):
+    """A notebook's input has not been made yet; the message names the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study's replicate with its tree; `arms` restricts the work where it is not empty."""
+
+    study: Study
+    replicate: int | str
+    tree: Tree
+    arms: tuple[str, ...] = ()
+    recompute: bool = False
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def folder(self) -> str:
+        return self.tree.replicate(self.replicate)
+
+    @property
+    def device(self) -> str:
+        return provenance()["device"]
+
+    @property
+    def base(self) -> int | str:
+        """The replicate whose base this one starts from."""
+        return self.study.base_of(self.replicate)
+
+    def chosen(self, names: Sequence[str]) -> tuple[Arm, ...]:
+        """The arms of `names` that this run works on."""
+        unknown = set(self.arms) - set(self.study.arms)
+        if unknown:
+            raise ValueError(f"arms {sorted(unknown)} are not in study {self.study.name}; known: {self.study.arms}")
+        return tuple(self.study.arm(name) for name in names if not self.arms or name in self.arms)
+
+    def generator(self, stream: str) -> np.random.Generator:
+        """A fresh generator of one of this replicate's streams."""
+        return generator(self.study.seed, self.replicate, stream)
+
+    def base_generator(self, stream: str) -> np.random.Generator:
+        """A fresh generator of one of the streams that belong to the base."""
+        return generator(self.study.seed, self.base, stream)
+
+    def base_seed(self, stream: str) -> int:
+        return stream_seed(self.study.seed, self.base, stream)
+
+    @cached_property
+    def suite(self) -> Suite:
+        from sparsecl.suites import build_suite
+
+        return build_suite(self.study, self.replicate)
+
+    def write_path(self, *parts: str) -> Path:
+        return self.tree.path(self.folder, *parts)
+
+    def find(self, *parts: str) -> Path | None:
+        return self.tree.find(self.folder, *parts)
+
+    def record_path(self, notebook: str) -> Path:
+        return self.write_path(f"{notebook}.json")
+
+    def require(self, notebook: str, replicate: int | str | None = None) -> dict[str, Any]:
+        """The record of an upstream notebook; MissingInput says in one sentence what to run where there is none."""
+        replicate = self.replicate if replicate is None else replicate
+        path = self.tree.find(self.tree.replicate(replicate), f"{notebook}.json")
+        if path is None:
+            raise MissingInput(
+                f"{self.tree.path(self.tree.replicate(replicate), notebook + '.json')} is not there yet: run notebook {notebook} with "
+                f"replicate = {replicate!r}, or ./run_all.sh --study {self.study.name} --only {notebook}"
+            )
+        return read_record(path)
+
+    def finish(self, notebook: str, tables: Mapping[str, Sequence[Mapping]], files: Sequence[Path] = (), **about: Any) -> Path:
+        """Write this job's record: rows for the tables, hashes of its files, provenance and cost."""
+        path = self.record_path(notebook)
+        content = {
+            "notebook": notebook,
+            "study": self.study.name,
+            "replicate": self.replicate,
+            "base": self.base,
+            "arms": list(self.arms),
+            "settings_sha256": self.study.digest(),
+            "provenance": provenance(),
+            "wall_s": round(self.watch.seconds(), 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "files": {str(file.relative_to(path.parent)): sha256_of(file) for file in files},
+            "tables": {name: list(rows) for name, rows in tables.items()},
+            **about,
+        }
+        write_record(path, content)
+        return path
+
+
+def open_experiment(
+    study: str, replicate: int | str, arms: Sequence[str] = (), output: str | Path = "runs", recompute: bool = False
+) -> Experiment:
+    """Open a replicate for a notebook; bad parameters are refused here, before any work."""
+    settings = load_study(study)
+    replicate = replicate_name(replicate)
+    if replicate not in settings.replicate_names():
+        raise ValueError(f"replicate {replicate!r} is not in study {settings.name}; known: {settings.replicate_names()}")
+    return Experiment(settings, replicate, open_tree(settings.name, output), tuple(arms), recompute)

@@ -1,0 +1,150 @@
+"""The look of every figure, and how a figure becomes a file (paper, all figures).
+
+Figures are drawn at the paper's text width, so that a point in a figure is a point on the page.
+Colours, labels and markers of arms come from `sparsecl.arms`; nothing here knows a study.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sparsecl.arms import Arm, parse_arm
+from sparsecl.records import write_atomically
+from sparsecl.statistics import t_interval
+
+TEXT_WIDTH = 6.3  # inches, the paper's line width
+
+STYLE = {
+    "font.family": "STIXGeneral",  # ships with matplotlib: the same glyphs on every machine
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 130,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "sparsecl",
+}
+
+
+class NothingToDraw(ValueError):
+    """A table has no row for a figure; the message names what was looked for."""
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a drawing function in the paper's style and return its figure, closed for pyplot.
+
+    Closing keeps notebooks from showing it twice; drawing once inside the style fixes the tick fonts.
+    """
+
+    @functools.wraps(draw)
+    def wrapper(*positional, **named) -> Figure:
+        with mpl.rc_context(STYLE):
+            figure = draw(*positional, **named)
+            figure.canvas.draw()
+            plt.close(figure)
+            return figure
+
+    return wrapper
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as vector PDF; equal figures give equal bytes. Returns the path."""
+    path = Path(path)
+    if path.suffix != ".pdf":
+        raise ValueError(f"figure {path}: figures are saved as .pdf, not {path.suffix or 'without suffix'}; change the name")
+    metadata = {"Creator": "sparsecl", "Producer": None, "CreationDate": None, "ModDate": None}
+    with mpl.rc_context(STYLE):
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="pdf", metadata=metadata))
+    return path
+
+
+def mean_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean and two-sided t interval (df = n - 1) over replicates; the bounds are NaN for one value, all are for none."""
+    values = np.asarray([value for value in values if np.isfinite(value)], dtype=float)
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else np.nan), np.nan, np.nan
+    found = t_interval(values, confidence)
+    return found.mean, found.low, found.high
+
+
+def intervals(frame: pd.DataFrame, by: str | list[str], value: str) -> pd.DataFrame:
+    """`mean`, `low`, `high` of `value` per group of `by` (t interval over the rows of a group)."""
+    rows = frame.groupby(by, sort=True)[value].agg(lambda column: mean_interval(column))
+    return pd.DataFrame(rows.tolist(), index=rows.index, columns=["mean", "low", "high"]).reset_index()
+
+
+def arm_of(name: str) -> Arm:
+    return parse_arm(name)
+
+
+def arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
+    """Arms of a table in their fixed order: the base, its conversion, recovery, then dense partners."""
+    if frame.empty:
+        raise NothingToDraw(f"{table}: no rows to draw; run the notebooks that measure them, or check the study's tables")
+    order = ["D0", "S0", "S1", "D1"]
+    arms = [arm_of(name) for name in frame["arm"].unique()]
+    return sorted(arms, key=lambda arm: (order.index(arm.lineage) if arm.lineage in order else len(order), arm.name))
+
+
+def streamed_arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
+    """Arms of a stream's table, dense before sparse."""
+    return sorted(arms_in(frame, table), key=lambda arm: (arm.is_sparse, arm.name))
+
+
+def arm_style(arm: Arm) -> dict:
+    """Colour and marker of an arm; an arm without recovery is drawn hollow beside its recovered twin."""
+    return {"color": arm.colour, "marker": arm.marker, "markerfacecolor": "white" if arm.lineage in ("D0", "S0") else arm.colour}
+
+
+def arm_handles(arms: Iterable[Arm], line: bool = True) -> list[Line2D]:
+    return [Line2D([], [], label=arm.label, linestyle="-" if line else "", **arm_style(arm)) for arm in arms]
+
+
+def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the main protocol: method full, order main, and the main stage length where several were run."""
+    keep = (frame["method"] == "full") & (frame["order"] == "main")
+    frame = frame[keep]
+    if frame.empty:
+        return frame
+    # Other stage lengths belong to the frontier of own accuracy; the main one has the most rows.
+    return frame[frame["stage_steps"] == frame["stage_steps"].mode().iloc[0]]
+
+
+def domain_order(accuracy: pd.DataFrame) -> list[str]:
+    """Domains in the order in which the stream visits them."""
+    stages = accuracy[accuracy["stage"] > 0].drop_duplicates("stage").sort_values("stage")
+    return list(stages["stage_domain"])
+
+
+def draw_interval(axes: Axes, x: float, values: Iterable[float], arm: Arm, horizontal: bool = False) -> None:
+    """Mean with its 95 % t interval as one marker with a bar."""
+    mean, low, high = mean_interval(values)
+    # A difference has no interval with one replicate; the mean alone is then drawn.
+    error = None if np.isnan(low) else [[mean - low], [high - mean]]
+    positions = {"x": mean, "y": x, "xerr": error} if horizontal else {"x": x, "y": mean, "yerr": error}
+    axes.errorbar(**positions, capsize=2.5, linewidth=1.3, zorder=4, **arm_style(arm))

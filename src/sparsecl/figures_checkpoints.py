@@ -1,0 +1,159 @@
+"""Figures about single checkpoints: conversion and recovery, the learning-rate sweep, activation overlap.
+
+Read by `sparsecl.figures`, which names all figures of the paper.
+"""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sparsecl.arms import Arm
+from sparsecl.figure_style import (
+    TEXT_WIDTH,
+    NothingToDraw,
+    arm_handles,
+    arm_style,
+    arms_in,
+    draw_interval,
+    intervals,
+    streamed_arms_in,
+    styled,
+)
+
+RECOVERY = re.compile(r"recovery/nll/(\d+)")
+
+
+def recovery_points(conversion: pd.DataFrame) -> pd.DataFrame:
+    """Rows `recovery/nll/<step>` of the conversion table with their step as a column."""
+    steps = conversion["metric"].str.extract(f"^{RECOVERY.pattern}$")[0]
+    return conversion[steps.notna()].assign(step=steps.dropna().astype(int))
+
+
+def _draw_checkpoints(axes: Axes, rows: pd.DataFrame, arms: list[Arm], scale: float) -> None:
+    for position, arm in enumerate(arms):
+        values = scale * rows.loc[rows["arm"] == arm.name, "value"]
+        style = arm_style(arm) | {"markersize": 3, "alpha": 0.45, "linestyle": ""}
+        axes.plot(np.full(len(values), position - 0.18), values, **style)
+        draw_interval(axes, position + 0.06, values, arm)
+    axes.set_xticks(range(len(arms)), [arm.label for arm in arms])
+    axes.set_xlim(-0.6, len(arms) - 0.4)
+    axes.grid(False, axis="x")
+
+
+@styled
+def conversion_and_recovery(conversion: pd.DataFrame) -> Figure:
+    """Immediate loss and recovery on the general mixture: scores and losses of the checkpoints, loss during recovery.
+
+    Points are replicates; bars and bands are 95 % t intervals over them.
+    """
+    measured = [name for name in ("score/general", "nll/general") if (conversion["metric"] == name).any()]
+    points = recovery_points(conversion)
+    if not measured:
+        raise NothingToDraw("conversion: neither 'score/general' nor 'nll/general' is there; run 01_sparsify and 02_recover")
+    panels = len(measured) + (not points.empty)
+    figure, grid = plt.subplots(1, panels, figsize=(TEXT_WIDTH, 2.3), squeeze=False, layout="constrained")
+    titles = {"score/general": ("general score (%)", 100), "nll/general": ("general loss (nats per token)", 1)}
+    for axes, name in zip(grid[0], measured, strict=False):
+        rows = conversion[conversion["metric"] == name]
+        title, scale = titles[name]
+        _draw_checkpoints(axes, rows, arms_in(rows, "conversion"), scale)
+        axes.set_title(title)
+    if not points.empty:
+        axes, arms = grid[0][-1], arms_in(points, "conversion")
+        for arm in arms:
+            band = intervals(points[points["arm"] == arm.name], "step", "value")
+            axes.plot(band["step"], band["mean"], **(arm_style(arm) | {"markersize": 3}))
+            axes.fill_between(band["step"], band["low"], band["high"], color=arm.colour, alpha=0.18, linewidth=0)
+        axes.set_title("loss during the extra steps")
+        axes.set_xlabel("optimizer steps")
+        axes.legend(handles=arm_handles(arms), loc="best")
+    return figure
+
+
+@styled
+def learning_rate_sweep(learning_rate: pd.DataFrame) -> Figure:
+    """Own and final score of both arms over the grid of learning rates on the validation replicate; rings mark the choice."""
+    rows = learning_rate[learning_rate["kind"] == "all"]
+    arms = streamed_arms_in(rows, "learning_rate")
+    over_domains = rows[rows["domain"].fillna("") == ""]
+    rows = over_domains if len(over_domains) else rows
+    figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2), sharex=True)
+    for axes, name in zip(panels, ("own", "final"), strict=True):
+        for arm in arms:
+            mean = rows[rows["arm"] == arm.name].groupby("learning_rate").agg({name: "mean", "chosen": "max"})
+            axes.plot(mean.index, 100 * mean[name], **arm_style(arm))
+            chosen = mean[mean["chosen"].astype(bool)]
+            axes.plot(chosen.index, 100 * chosen[name], "o", markersize=10, markerfacecolor="none", color=arm.colour)
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(rows["learning_rate"].unique()), [f"{rate:g}" for rate in sorted(rows["learning_rate"].unique())])
+        axes.minorticks_off()
+        axes.set_xlabel("peak learning rate of a stage")
+        axes.set_title(f"{name} score (%)")
+        axes.margins(x=0.1, y=0.2)
+    ring = Line2D([], [], marker="o", linestyle="", markersize=9, markerfacecolor="none", color="0.3", label="chosen")
+    panels[0].legend(handles=[*arm_handles(arms), ring], loc="best")
+    return figure
+
+
+def _layer_number(layer: object) -> int:
+    digits = re.findall(r"\d+", str(layer))
+    return int(digits[0]) if digits else 0
+
+
+def _draw_layer(axes: Axes, rows: pd.DataFrame, arms: list[Arm], pairs: list[tuple[str, str]]) -> None:
+    """One layer: domain pairs downwards, overlap to the right; nulls and ceiling as ticks of the same row."""
+    offsets = np.linspace(-0.26, 0.26, len(arms)) if len(arms) > 1 else np.zeros(1)
+    for row, pair in enumerate(pairs):
+        here = rows[(rows["domain_a"] == pair[0]) & (rows["domain_b"] == pair[1])]
+        bars = here[["null", "null_label", "ceiling"]].mean()
+        axes.plot([bars["null_label"], bars["ceiling"]], [row, row], color="0.87", linewidth=5, solid_capstyle="butt", zorder=1)
+        for column, style in REFERENCES.items():
+            axes.plot(bars[column], row, linestyle="", zorder=2, **style)
+        for offset, arm in zip(offsets, arms, strict=True):
+            values = here.loc[here["arm"] == arm.name, "value"]
+            if len(values):
+                axes.plot(values.mean(), row + offset, zorder=3, linestyle="", **arm_style(arm))
+                axes.plot([values.min(), values.max()], [row + offset] * 2, color=arm.colour, linewidth=1, zorder=2)
+
+
+REFERENCES = {
+    "null": {"marker": "|", "color": "#D55E00", "markersize": 9, "markeredgewidth": 1.6, "label": "chance (permuted neurons)"},
+    "null_label": {"marker": "|", "color": "#009E73", "markersize": 9, "markeredgewidth": 1.6, "label": "permuted domain labels"},
+    "ceiling": {"marker": "|", "color": "0.45", "markersize": 9, "markeredgewidth": 1.6, "label": "split-half ceiling"},
+}
+
+
+@styled
+def layer_overlap(overlap: pd.DataFrame, selection: str | None = None) -> Figure:
+    """Top-K activation overlap (IoU) per layer and domain pair by arm, beside its two nulls and its ceiling.
+
+    Markers are means over replicates and lines their range; `selection` names the score that chose the neurons
+    ("magnitude" where absent, or the only one there is).
+    """
+    if overlap.empty:
+        raise NothingToDraw("overlap: no rows to draw; run 04_probe")
+    known = sorted(overlap["selection"].unique())
+    selection = selection or ("magnitude" if "magnitude" in known else known[0])
+    rows = overlap[overlap["selection"] == selection]
+    if rows.empty:
+        raise NothingToDraw(f"overlap: selection {selection!r} is not there, only {known}")
+    arms = streamed_arms_in(rows, "overlap")
+    pairs = list(rows[["domain_a", "domain_b"]].drop_duplicates().itertuples(index=False, name=None))
+    layers = sorted(rows["layer"].unique(), key=_layer_number)
+    height = 0.24 * len(pairs) + 1.0
+    figure, grid = plt.subplots(1, len(layers), figsize=(TEXT_WIDTH, height), sharey=True, sharex=True, squeeze=False)
+    for axes, layer in zip(grid[0], layers, strict=True):
+        _draw_layer(axes, rows[rows["layer"] == layer], arms, pairs)
+        axes.set_title(f"layer {_layer_number(layer)}")
+        axes.grid(False, axis="y")
+    grid[0][0].set_yticks(range(len(pairs)), [f"{a} – {b}" for a, b in pairs])
+    grid[0][0].set_ylim(len(pairs) - 0.5, -0.5)
+    figure.supxlabel("intersection over union of the top neurons", fontsize=9)
+    references = [Line2D([], [], linestyle="", **style) for style in REFERENCES.values()]
+    figure.legend(handles=[*arm_handles(arms, line=False), *references], loc="outside upper center", ncols=3)
+    return figure

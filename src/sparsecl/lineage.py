@@ -1,0 +1,167 @@
+"""From D0 to S0, S1 and D1: convert, recover, load (paper, sections Conversion and Recovery).
+
+S1 is S0 trained on the recovery rows with its mask fixed; D1 is D0 trained on exactly the same rows in
+the same order. Every checkpoint carries the key of the unit that made it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from sparsecl.arms import Arm
+from sparsecl.base import Base
+from sparsecl.code_digest import module_digest
+from sparsecl.conversion import calibration_digest, convert
+from sparsecl.costs import training_costs
+from sparsecl.experiment import Experiment, MissingInput
+from sparsecl.masks import Masks, load_masks, masks_digest, save_masks
+from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
+from sparsecl.records import sha256_of_json
+from sparsecl.scoring import score_rows
+from sparsecl.tokenizer import Row
+from sparsecl.training import TrainingLog, plan_batches, train
+
+RECOVERY_POINTS = 5  # scorings of the general mixture along the recovery
+
+
+@dataclass(frozen=True)
+class ArmCheckpoint:
+    """One arm's model, its masks (None where dense) and the key of the unit that made it."""
+
+    arm: Arm
+    model: nn.Module
+    masks: Masks | None
+    key: str
+
+
+def mask_name(arm: Arm) -> str:
+    """Masks belong to what was converted, not to the lineage: S0 and S1 share theirs."""
+    return arm.name.split("-", 1)[1]
+
+
+def calibration_rows(experiment: Experiment, base: Base) -> list[Row]:
+    """Rows of the pretraining mixture that calibrate the conversion, from the stream `calibration`."""
+    items = experiment.suite.pretraining
+    chosen = experiment.generator("calibration").choice(len(items), experiment.study.sparsify.calibration_rows, replace=False)
+    return base.rows(tuple(items[index] for index in chosen), experiment.study.tokenizer.max_length)
+
+
+def convert_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
+    """Make S0 of `arm` from D0, or load it where it is finished."""
+    rows = calibration_rows(experiment, base)
+    about = {"base": base.key, "arm": arm.name, "settings": experiment.study.digest("sparsify"), "calibration": calibration_digest(rows)}
+    key = sha256_of_json({**about, "code": module_digest("sparsecl.lineage")})
+    directory = experiment.find(arm.name)
+    if checkpoint_is(directory, key) and not experiment.recompute:
+        return load_arm(experiment, arm, key)
+    model = load_checkpoint(experiment.tree.find(experiment.tree.replicate(experiment.base), "D0"))
+    converted = load_checkpoint(experiment.tree.find(experiment.tree.replicate(experiment.base), "D0"))
+    masks = convert(converted, arm, experiment.study.sparsify, rows, base.tokenizer)
+    model.load_state_dict(converted.state_dict())  # a clean model without the compressor's wrappers
+    save_masks(masks, experiment.write_path("masks", mask_name(arm)))
+    save_checkpoint(model, experiment.write_path(arm.name), masks, arm=arm.name, key=key)
+    return ArmCheckpoint(arm, model, masks, key)
+
+
+def load_arm(experiment: Experiment, arm: Arm, key: str | None = None) -> ArmCheckpoint:
+    """Load a finished arm with its masks asserted; MissingInput where it is not there (or not made under `key`)."""
+    folder = experiment.tree.replicate(experiment.base) if arm.lineage == "D0" else experiment.folder
+    directory = experiment.tree.find(folder, arm.name)
+    if directory is None or (key is not None and not checkpoint_is(directory, key)):
+        maker = "01_sparsify" if arm.lineage in ("D0", "S0") else "02_recover"
+        raise MissingInput(
+            f"{experiment.tree.path(folder, arm.name)} is not there yet: run notebook {maker} with replicate = {experiment.replicate!r}, "
+            f"or ./run_all.sh --study {experiment.study.name} --only {maker}"
+        )
+    masks = load_arm_masks(experiment, arm)
+    return ArmCheckpoint(arm, load_checkpoint(directory, masks), masks, checkpoint_manifest(directory)["key"])
+
+
+def load_arm_masks(experiment: Experiment, arm: Arm) -> Masks | None:
+    """The masks of a sparse arm, verified; None for a dense one."""
+    if not arm.is_sparse:
+        return None
+    manifest = experiment.find("masks", mask_name(arm) + ".json")
+    if manifest is None:
+        raise MissingInput(f"{experiment.write_path('masks', mask_name(arm))}.json is not there yet: run notebook 01_sparsify first")
+    return load_masks(manifest.with_suffix(""))
+
+
+def recover_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
+    """Train S1 from its S0, or D1 from D0, on the recovery rows, or load it where it is finished.
+
+    The checkpoint's manifest keeps the recovery curve and its cost (`recovery_of`).
+    """
+    start = load_arm(experiment, experiment.study.arm("D0" if arm.lineage == "D1" else "S0-" + mask_name(arm)))
+    about = {
+        "upstream": start.key,
+        "masks": masks_digest(experiment.find("masks", mask_name(arm) + ".json").with_suffix("")) if arm.is_sparse else None,
+        "arm": arm.name,
+        "settings": experiment.study.digest("seed", "recover", "dtype"),
+        "replicate": experiment.replicate,
+    }
+    key = sha256_of_json({**about, "code": module_digest("sparsecl.lineage")})
+    if checkpoint_is(experiment.find(arm.name), key) and not experiment.recompute:
+        return load_arm(experiment, arm, key)
+    curve, log = _recover(experiment, base, arm, start)
+    recovered = ArmCheckpoint(arm, start.model, start.masks, key)
+    costs = training_costs(experiment.study, recovered.model, recovered.masks, log)
+    save_checkpoint(recovered.model, experiment.write_path(arm.name), recovered.masks, arm=arm.name, key=key, curve=curve, costs=costs)
+    return recovered
+
+
+def recovery_of(experiment: Experiment, arm: Arm) -> dict:
+    """Curve and costs of a finished recovery."""
+    return checkpoint_manifest(experiment.find(arm.name))
+
+
+def _recover(experiment: Experiment, base: Base, arm: Arm, start: ArmCheckpoint) -> tuple[list[dict], TrainingLog]:
+    study = experiment.study
+    rows = base.rows(experiment.suite.pretraining, study.tokenizer.max_length)
+    plan = plan_batches([len(row.ids) for row in rows], study.recover.steps, study.recover.batch, experiment.generator("recovery"))
+    general = base.rows(experiment.suite.general, study.tokenizer.max_length)
+    points = {round(study.recover.steps * point / RECOVERY_POINTS) for point in range(1, RECOVERY_POINTS + 1)}
+    curve: list[dict] = []
+
+    def measure(step: int) -> None:
+        if step == 0 or step in points:
+            scores = score_rows(start.model, general, study.scoring_batch)
+            curve.append({"step": step, "nll": scores.loss, "score": scores.score})
+
+    measure(0)
+    log = train(start.model, rows, plan, study.recover, description=f"recover {arm.name}", masks=start.masks, dtype=study.dtype, after_step=measure)
+    return curve, log
+
+
+def conversion_rows(experiment: Experiment, base: Base, checkpoint: ArmCheckpoint) -> list[dict]:
+    """What the conversion table says of one checkpoint: attained density, and scores on the general mixture."""
+    items = experiment.suite.general
+    scores = score_rows(checkpoint.model, base.rows(items, experiment.study.tokenizer.max_length), experiment.study.scoring_batch)
+    values = {"density/attained": 1.0 if checkpoint.masks is None else checkpoint.masks.density, "nll/general": scores.loss}
+    if items[0].prompt:  # text without a prompt has no right answer, only a loss
+        values["score/general"] = scores.score
+        for task in sorted({item.task for item in items}):
+            chosen = [index for index, item in enumerate(items) if item.task == task]
+            values[f"score/general/{task}"] = float(scores.correct[chosen].mean())
+    return [_conversion_row(experiment, checkpoint.arm, metric, value) for metric, value in values.items()]
+
+
+def recovery_rows(experiment: Experiment, arm: Arm, curve: Sequence[dict]) -> list[dict]:
+    """The recovery curve as rows of the conversion table."""
+    return [_conversion_row(experiment, arm, f"recovery/{name}/{point['step']}", point[name]) for point in curve for name in ("nll", "score")]
+
+
+def _conversion_row(experiment: Experiment, arm: Arm, metric: str, value: float) -> dict:
+    return {**arm_columns(arm), "base": str(experiment.base), "seed": experiment.replicate, "metric": metric, "value": value}
+
+
+def arm_columns(arm: Arm) -> dict:
+    """The columns that name an arm in every table."""
+    return {"arm": arm.name, "topology": arm.topology, "algorithm": arm.algorithm, "density": arm.density}
+
+
+def mask_files(experiment: Experiment) -> list[Path]:
+    """The mask files of this replicate, for its record; masks loaded from another tree are not this record's."""
+    return sorted(experiment.write_path("masks").glob("*.*"))

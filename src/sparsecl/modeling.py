@@ -1,0 +1,92 @@
+"""Models and their checkpoints: safetensors with a manifest, whole or not there (paper, section Models)."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from sparsecl.config import Model
+from sparsecl.masks import Masks, assert_masks
+from sparsecl.records import BrokenFile, read_record, sha256_of, write_record
+from sparsecl.tokenizer import tokenizer_digest
+
+WEIGHTS, MANIFEST = "model.safetensors", "checkpoint.json"
+
+
+def build_model(settings: Model, vocabulary: int, max_length: int, seed: int, special_ids: dict[str, int]) -> nn.Module:
+    """A freshly initialised base; the same seed gives the same weights."""
+    configuration = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=settings.hidden,
+        intermediate_size=settings.ffn,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.head_dim,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        **special_ids,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(configuration)
+
+
+def save_checkpoint(
+    model: nn.Module, directory: Path, masks: Masks | None, tokenizer: PreTrainedTokenizerFast | None = None, **about: str | int | None
+) -> None:
+    """Save weights (and a tokenizer) atomically after asserting the masks; `about` goes to the manifest."""
+    assert_masks(model, masks, f"before saving {directory.name}")
+    temporary = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary / "tokenizer")
+            about["tokenizer_sha256"] = tokenizer_digest(temporary / "tokenizer")
+        write_record(temporary / MANIFEST, {**about, "weights_sha256": sha256_of(temporary / WEIGHTS)})
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise BrokenFile(f"{directory} could not be written ({error}); free space and run the same command again") from error
+    if directory.exists():
+        shutil.rmtree(directory)
+    temporary.rename(directory)
+
+
+def checkpoint_manifest(directory: Path) -> dict:
+    return read_record(directory / MANIFEST)
+
+
+def checkpoint_is(directory: Path | None, key: str) -> bool:
+    """Whether `directory` holds a checkpoint made under exactly this unit key."""
+    return directory is not None and (directory / MANIFEST).is_file() and checkpoint_manifest(directory).get("key") == key
+
+
+def load_checkpoint(directory: Path, masks: Masks | None = None) -> nn.Module:
+    """Load a checkpoint, verify its bytes, assert the masks. A broken one is moved aside and named."""
+    manifest = checkpoint_manifest(directory)
+    weights = directory / WEIGHTS
+    if not weights.is_file() or sha256_of(weights) != manifest["weights_sha256"]:
+        aside = directory.with_name(directory.name + ".broken")
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.rename(aside)
+        raise BrokenFile(f"{weights} is truncated or changed; it was moved to {aside.name}, run the same command again to remake it")
+    # Not from_pretrained: for models this small, its scaffolding costs more than the load.
+    model = Qwen3ForCausalLM(Qwen3Config.from_pretrained(directory, attn_implementation="sdpa"))
+    missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
+    absent = [name for name in missing if name != "lm_head.weight"]  # tied to the embedding, hence not stored
+    if absent or unexpected:
+        raise BrokenFile(f"{weights}: tensors missing {absent[:3]} or unknown {unexpected[:3]}; delete {directory} and run again")
+    model.tie_weights()
+    assert_masks(model, masks, f"after loading {directory.name}")
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of a model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,199 @@
+"""The paper's tables as LaTeX, drawn from the tidy tables alone (paper, Tables 1 to 7).
+
+Each function returns the `tabular` of one table (booktabs), or None where its numbers were not measured;
+captions and labels stand in the text. Absent cells are dashes.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from sparsecl.arms import parse_arm
+from sparsecl.config import Study
+from sparsecl.figure_style import main_rows
+from sparsecl.number_formats import DASH, count, interval, is_absent, latex_text, nats, p_value, points, rate
+from sparsecl.paper_values import (
+    STREAM_ARMS,
+    STREAM_CONTRASTS,
+    STREAM_METRICS,
+    Sample,
+    checkpoint_sample,
+    chosen_learning_rates,
+    contrast_test,
+    design_facts,
+    stream_sample,
+)
+
+METRIC_NAMES = {
+    "own": r"own $\bar R_{ii}$",
+    "final": r"final $\bar R_{Ti}$",
+    "forgetting": r"forgetting $F$",
+    "bwt": "backward transfer",
+    "retention": "retention (%)",
+    "acc": "accuracy, all domains",
+    "fwt": "forward transfer",
+    "learning_speed": "learning speed",
+    "general_retention": "general retention (%)",
+    "general_loss_rise": "rise of general loss (nats)",
+    "loss_forgetting": "loss forgetting (nats)",
+    "loss_own": "own loss (nats)",
+    "loss_final": "final loss (nats)",
+}
+ROLES = {
+    "D0": "the base; no further training",
+    "S0": "immediate loss of the conversion",
+    "S1": "the treatment: topology fixed, recovered",
+    "D1": "control: same shape, same extra tokens",
+}
+
+
+def tabular(columns: str, heading: Iterable[str] | str, rows: Iterable[Iterable[str | None] | str]) -> str:
+    r"""A booktabs tabular; a row given as text is set as it is (``\midrule``), an absent cell becomes a dash."""
+    lines = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", heading if isinstance(heading, str) else " & ".join(heading) + r" \\", r"\midrule"]
+    for row in rows:
+        lines.append(row if isinstance(row, str) else " & ".join(DASH if cell is None else str(cell) for cell in row) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _mean_cell(sample: Sample, arm: str, form) -> str | None:
+    """`82.3 (2.1)`: mean and standard deviation over replicates."""
+    summary = sample.summary(arm)
+    mean, sd = form(summary["mean"]), form(summary["sd"])
+    return mean if sd is None or mean is None else f"{mean} ({sd})"
+
+
+def _contrast_cells(sample: Sample, tests: pd.DataFrame, metric: str, form) -> list[str | None]:
+    """Difference, interval, corrected p and effect size of the stream's main contrast."""
+    pair = STREAM_CONTRASTS[0]
+    found = sample.paired(*pair) | contrast_test(tests, *pair, metric)
+    p = p_value(found.get("p_holm"))
+    return [
+        form(found.get("estimate"), True),
+        interval(found.get("ci_low"), found.get("ci_high"), form, True),
+        p.replace("= ", "") if p else None,
+        nats(found.get("g")),
+    ]
+
+
+def _metric_rows(metrics: pd.DataFrame, tests: pd.DataFrame, names: Iterable[str], kind: str = "all") -> list[list[str | None]]:
+    rows = []
+    for name in names:
+        sample, form = stream_sample(metrics, name, kind), STREAM_METRICS[name]
+        if sample.wide.empty:
+            continue
+        tested = name if kind == "all" else f"{name}/{kind}"
+        label = METRIC_NAMES[name].replace("%", r"\%") + ("" if kind == "all" else f", {kind}")
+        rows.append([label, *(_mean_cell(sample, arm, form) for arm in STREAM_ARMS), *_contrast_cells(sample, tests, tested, form)])
+    return rows
+
+
+def _metric_heading() -> list[str]:
+    labels = [parse_arm(arm).label for arm in STREAM_ARMS]
+    treatment, reference = (parse_arm(name).label for name in STREAM_CONTRASTS[0])
+    return ["measure", *labels, f"{treatment} $-$ {reference}", r"95\,\% interval", "$p$ (Holm)", "$g$"]
+
+
+def metrics_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
+    """Scores of the stream: each metric by arm, the paired difference with its interval, corrected p and effect size."""
+    metrics, tests = tables["metrics"], tables.get("tests", pd.DataFrame())
+    first = _metric_rows(metrics, tests, ("own", "final", "forgetting"))
+    beside = _metric_rows(metrics, tests, ("bwt", "retention", "acc", "fwt", "learning_speed", "general_retention"))
+    kinds = [row for kind in ("ability", "fact") for row in _metric_rows(metrics, tests, ("own", "final", "forgetting"), kind)]
+    groups = [group for group in (first, beside, kinds) if group]
+    rows = [row for group in groups for row in (*group, r"\addlinespace")][:-1]
+    return tabular("lcccccc", _metric_heading(), rows) if rows else None
+
+
+def losses_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
+    """Answer-token losses of the stream by arm, with the paired difference (nats)."""
+    rows = _metric_rows(tables["metrics"], tables.get("tests", pd.DataFrame()), ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise"))
+    return tabular("lcccccc", _metric_heading(), rows) if rows else None
+
+
+def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str, str], float] | None = None) -> str | None:
+    """Own score, final score and forgetting by domain and arm; the level of guessing beside them where it is known."""
+    accuracy, metrics = main_rows(tables["accuracy"]), main_rows(tables["metrics"])
+    if accuracy["score"].isna().all():
+        return None
+    stages = accuracy[accuracy["stage"] > 0].drop_duplicates("stage").sort_values("stage")
+    labels = [parse_arm(arm).label for arm in STREAM_ARMS]
+    guessing = [r"chance"] if chance else []
+    above = [r"\multicolumn{2}{c}{%s}" % name for name in ("own", "final", "forgetting")]
+    rules = "".join(rf"\cmidrule(lr){{{start}-{start + 1}}}" for start in range(2 + len(guessing), 8 + len(guessing), 2))
+    heading = " & ".join(["", *([""] if chance else []), *above]) + r" \\" + rules + "\n" + " & ".join(["domain", *guessing, *labels * 3]) + r" \\"
+    rows = []
+    for domain in stages["stage_domain"]:
+        cells = [_mean_cell(stream_sample(metrics, name, domain=domain), arm, points) for name in ("own", "final", "forgetting") for arm in STREAM_ARMS]
+        level = [value for (name, _), value in (chance or {}).items() if name == domain and not is_absent(value)]
+        rows.append([latex_text(domain), *([points(sum(level) / len(level)) if level else None] if chance else []), *cells])
+    last = accuracy[accuracy["stage"] == accuracy["stage"].max()]
+    own_of_last = last[(last["domain"] == last["stage_domain"]) & (last["kind"] == "all")]
+    wide = Sample(own_of_last.pivot_table(index="seed", columns="arm", values="score"))
+    rows[-1][1 + len(guessing) : 3 + len(guessing)] = [_mean_cell(wide, arm, points) for arm in STREAM_ARMS]
+    return tabular("l" + "c" * (6 + len(guessing)), heading, rows)
+
+
+def conversion_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str | None:
+    """The checkpoints before the stream: what each is, its kept weights, its general score and loss."""
+    conversion = tables["conversion"]
+    samples = {name: checkpoint_sample(conversion, name) for name in ("density/attained", "score/general", "nll/general")}
+    rows = []
+    for arm in study.all_arms():
+        density = "100" if not arm.is_sparse else points(samples["density/attained"].summary(arm.name)["mean"])
+        cells = [_mean_cell(samples["score/general"], arm.name, points), _mean_cell(samples["nll/general"], arm.name, nats)]
+        rows.append([arm.label, latex_text(arm.description), ROLES.get(arm.lineage, ""), density, *cells])
+    heading = ["arm", "what it is", "what it isolates", r"kept (\%)", r"general score (\%)", "general loss"]
+    return tabular("lllccc", heading, rows)
+
+
+def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
+    """Model, data and training of the study."""
+    facts = {name: DASH if value is None else value for name, value in design_facts(study, tables).items()}
+    chosen = chosen_learning_rates(tables.get("learning_rate"), study)
+    stages = "; ".join(f"{parse_arm(arm).label}: {chosen[f'learning_rate/{arm}'] or DASH}" for arm in STREAM_ARMS)
+    layers, conversion = f"{facts['layers']} layers, hidden {facts['hidden']}, FFN {facts['ffn']}", study.sparsify
+    rows = [
+        ["architecture", f"Qwen3, {layers}, {facts['heads']} heads, {facts['kv_heads']} key-value heads of width {facts['head_dim']}"],
+        ["parameters", f"{facts.get('parameters') or DASH}, of which {facts.get('masked') or DASH} are removed in the sparse arm"],
+        ["tokenizer", f"byte-level BPE, {facts['vocabulary']} tokens, rows of at most {facts['max_length']} tokens"],
+        ["pretraining", _training(study.pretrain)],
+        ["conversion", f"{latex_text(conversion.algorithm)}, {count(conversion.calibration_rows)} calibration rows, damping {rate(conversion.dampening)}"],
+        ["recovery, and the control's steps", _training(study.recover)],
+        ["a stage", f"{facts['stage_steps']} steps of {facts['stage_batch']} rows, answer tokens only"],
+        ["stage learning rate", f"{stages} (grid {facts['learning_rate_grid']})"],
+        ["optimizer", f"AdamW, cosine schedule, weight decay {facts['weight_decay']}, gradient norm at most {facts['clip']}, {facts['dtype']}"],
+        ["scored items", f"{facts['test_items']} a domain, {facts['general_items']} of the general mixture"],
+    ]  # fmt: skip
+    return tabular("lp{0.70\\linewidth}", ["setting", "value"], rows)
+
+
+def _training(stage) -> str:
+    return f"{count(stage.steps)} steps of {count(stage.batch)} rows, peak learning rate {rate(stage.learning_rate)}"
+
+
+def costs_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
+    """Training effort per replicate by arm and job: tokens, FLOPs counted dense and counted sparse, seconds."""
+    cost, timings = tables.get("cost"), tables.get("timings")
+    if cost is None or cost.empty:
+        return None
+    jobs, rows = {"02_recover": "extra training", "03_continual": "stream"}, []
+    for job, name in jobs.items():
+        for arm in STREAM_ARMS:
+            here = cost[(cost["job"] == job) & (cost["arm"] == arm)]
+            seconds = pd.Series(dtype=float) if timings is None else timings[(timings["job"] == job) & (timings["arm"] == arm)]["wall_s"]
+            if here.empty:
+                continue
+            flops = [rate(float(f"{here[column].mean():.2e}")) for column in ("flops_dense", "flops_sparse")]
+            rows.append([name, parse_arm(arm).label, count(here["tokens"].mean()), *flops, f"{seconds.mean():.1f}" if len(seconds) else None])
+    heading = ["", "arm", "tokens", "FLOPs, all weights", "FLOPs, kept weights", "seconds"]
+    return tabular("llcccc", heading, rows) if rows else None
+
+
+def part_tables(study: Study, tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str, str], float] | None = None) -> dict[str, str]:
+    """Every LaTeX table of one part that this study measured, by file name without suffix."""
+    found: dict[str, str | None] = {"settings": settings_table(study, tables), "costs": costs_table(tables)}
+    if len(tables.get("metrics", ())):
+        found |= {"metrics": metrics_table(tables), "losses": losses_table(tables), "domains": domains_table(tables, chance)}
+    if len(tables.get("conversion", ())):
+        found["conversion"] = conversion_table(study, tables)
+    return {name: text for name, text in found.items() if text is not None}

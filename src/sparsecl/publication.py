@@ -1,0 +1,163 @@
+r"""From tables to the paper's PDF: generated inputs of each part, then latexmk (paper, all of it).
+
+`write_part` fills `<build>/<part>/` with `values.tex` (a definition for every registered key), `tables/*.tex`
+and `figures/*.pdf`; `build_paper` writes `<build>/build.tex` and runs latexmk there. The text types no
+result: `\val{key}` stops LaTeX for an unknown key, and a dash stops the paper of record.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from sparsecl import figures
+from sparsecl.config import Study
+from sparsecl.figure_style import NothingToDraw
+from sparsecl.number_formats import latex_text, points, rate
+from sparsecl.paper_tables import part_tables
+from sparsecl.paper_values import part_values, registered_keys
+from sparsecl.records import write_text
+from sparsecl.tree import REPOSITORY
+
+PAPER = REPOSITORY / "paper"
+EPOCH = "1767225600"  # 2026-01-01: PDFs of equal content have equal bytes
+TIMEOUT = 300  # seconds
+
+
+class PaperError(RuntimeError):
+    """The paper could not be built; the message holds LaTeX's reason and the next step."""
+
+
+def paper_parts(study: str, paper: Path = PAPER) -> dict[str, str]:
+    """The study behind each part of the paper when `study` is built: `main` is the study itself.
+
+    The paper of record is the paper built for the study that paper.yaml names for `main`.
+    """
+    parts = yaml.safe_load((paper / "paper.yaml").read_text(encoding="utf-8"))["parts"]
+    return {**parts, "main": study}
+
+
+def is_paper_of_record(parts: Mapping[str, str], paper: Path = PAPER) -> bool:
+    return dict(parts) == yaml.safe_load((paper / "paper.yaml").read_text(encoding="utf-8"))["parts"]
+
+
+def values_tex(part: str, values: Mapping[str, str | None]) -> str:
+    """A definition for every registered key of a part; raises ValueError for a value whose key is not registered."""
+    keys = registered_keys(part)
+    unknown = sorted({f"{part}/{name}" for name in values} - set(keys))
+    if unknown:
+        raise ValueError(f"values {unknown[:5]} are not registered keys of the paper; register them in sparsecl.paper_values")
+    lines = []
+    for key in keys:
+        value = values.get(key.removeprefix(f"{part}/"))
+        lines.append(f"\\defineabsent{{{key}}}" if value is None else f"\\definevalue{{{key}}}{{{value}}}")
+    return "\n".join([f"% Generated from the tables of part {part}; edits are lost.", *lines, ""])
+
+
+def _registration_facts(registration) -> dict[str, str | None]:
+    if registration is None:
+        return {}
+    return {"margin": points(registration.margin), "alpha": rate(registration.alpha), "status": latex_text(registration.status)}
+
+
+def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None) -> dict:
+    """Every figure of one part that its tables can fill, by file name without suffix."""
+    wanted = {
+        "forgetting_curves": (figures.forgetting_curves, ("curves", "accuracy")),
+        "accuracy_matrices": (figures.accuracy_matrices, ("accuracy",)),
+        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(metrics, margin), ("metrics",)),
+        "conversion_and_recovery": (figures.conversion_and_recovery, ("conversion",)),
+        "layer_overlap": (figures.layer_overlap, ("overlap",)),
+        "learning_rate_sweep": (figures.learning_rate_sweep, ("learning_rate",)),
+        "loss_forgetting": (figures.loss_forgetting, ("accuracy", "curves")),
+    }
+    found = {}
+    for name, (draw, needed) in wanted.items():
+        try:
+            if all(len(tables.get(table, ())) for table in needed):
+                found[name] = draw(*(tables[table] for table in needed))
+        except NothingToDraw:
+            continue  # a study without scores, or without a sweep, has no such figure
+    return found
+
+
+def write_part(
+    directory: Path,
+    study: Study,
+    part: str,
+    tables: Mapping[str, pd.DataFrame],
+    verdict=None,
+    registration=None,
+    chance: Mapping[tuple[str, str], float] | None = None,
+) -> Path:
+    """Write values, tables and figures of one part under `<directory>/<part>/`; returns that folder.
+
+    `tables` maps table names (accuracy, curves, conversion, cost, timings, overlap, learning_rate, metrics,
+    tests) to frames; absent ones leave dashes. `verdict` is a `sparsecl.verdict.Verdict`, `registration` a
+    `sparsecl.preregistration.Preregistration`; both may be None. `chance` is the score of guessing by (domain, kind).
+    """
+    folder = Path(directory) / part
+    shutil.rmtree(folder, ignore_errors=True)  # a figure of an earlier run must not pass for one of this run
+    values = part_values(study, tables, verdict, _registration_facts(registration))
+    write_text(folder / "values.tex", values_tex(part, values))
+    for name, text in part_tables(study, tables, chance).items():
+        write_text(folder / "tables" / f"{name}.tex", text)
+    for name, figure in part_figures(tables, getattr(registration, "margin", None)).items():
+        figures.save(figure, folder / "figures" / f"{name}.pdf")
+    return folder
+
+
+def write_build(directory: Path, parts: Mapping[str, str], of_record: bool) -> None:
+    """Write build.tex, which says what is built, and dashes for every part that no tables were given for."""
+    lines = [r"\paperofrecordtrue" if of_record else r"\paperofrecordfalse", f"\\def\\studyname{{{latex_text(parts['main'])}}}"]
+    lines += [f"\\csdef{{studyof@{part}}}{{{latex_text(study)}}}" for part, study in sorted(parts.items())]
+    write_text(Path(directory) / "build.tex", "\n".join([*lines, ""]))
+    for part in parts:
+        if not (Path(directory) / part / "values.tex").is_file():
+            write_text(Path(directory) / part / "values.tex", values_tex(part, {}))
+
+
+def build_paper(build_directory: Path, parts: Mapping[str, str] | None = None, of_record: bool | None = None, paper: Path = PAPER) -> Path:
+    """Build the PDF from `paper/` and the generated parts below `build_directory`; returns `<build_directory>/main.pdf`.
+
+    `parts` names the study behind each part (default: paper.yaml). `of_record` decides whether a dash stops
+    LaTeX and whether pages carry the study's name (default: whether `parts` are those of paper.yaml).
+    Raises PaperError with LaTeX's reason.
+    """
+    build = Path(build_directory).resolve()
+    build.mkdir(parents=True, exist_ok=True)
+    parts = dict(parts or yaml.safe_load((paper / "paper.yaml").read_text(encoding="utf-8"))["parts"])
+    write_build(build, parts, is_paper_of_record(parts, paper) if of_record is None else of_record)
+    if shutil.which("latexmk") is None:
+        raise PaperError("latexmk is not installed; install TeX Live with latexmk (Debian: texlive-latex-extra latexmk), or leave the PDF out")
+    command = ["latexmk", "-norc", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", str(Path(paper).resolve() / "main.tex")]
+    search = f".:{Path(paper).resolve()}:"  # the trailing colon keeps TeX's own folders
+    environment = {
+        **os.environ, "TEXINPUTS": search, "BIBINPUTS": search, "SOURCE_DATE_EPOCH": EPOCH, "FORCE_SOURCE_DATE": "1", "max_print_line": "1000",
+    }  # fmt: skip
+    pdf = build / "main.pdf"
+    pdf.unlink(missing_ok=True)  # after a failure no older PDF may pass for the new one
+    # Forgets what latexmk did before: a changed dash or key must be seen, whatever the file times say.
+    (build / "main.fdb_latexmk").unlink(missing_ok=True)
+    try:
+        finished = subprocess.run(command, cwd=build, env=environment, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise PaperError(f"latexmk did not finish within {TIMEOUT} s; read {build / 'main.log'}") from None
+    if finished.returncode or not pdf.is_file():
+        raise PaperError(f"the paper could not be built: {_reason(build / 'main.log', finished.stdout + finished.stderr)}")
+    return pdf
+
+
+def _reason(log: Path, output: str) -> str:
+    """LaTeX's own error, with its last lines where it names none; both say which file to read on."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else output
+    errors = re.findall(r"^(?:!|\S+:\d+:) .*(?:\n(?!l\.\d).*){0,3}", text, flags=re.MULTILINE)
+    shown = errors[0].strip() if errors else "\n".join((text or output).strip().splitlines()[-12:])
+    key = re.search(r"value `([^']+)'", shown)
+    step = f"\nkey {key[1]}: register it in sparsecl.paper_values, or measure it in this study" if key else ""
+    return f"{shown}{step}\nread {log}"

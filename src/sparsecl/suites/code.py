@@ -1,0 +1,77 @@
+"""Domain `code`: what a Python expression on a short list of digits prints (paper, section Data).
+
+`a = [3, 5, 1]; print(max(a)) >>` -> ` 5`. Rule elements are the functions, values the list.
+"""
+
+from itertools import product
+
+import numpy as np
+
+from sparsecl.items import Item
+from sparsecl.suites.domain import Domain, Pairs, RuleInput, Surface, flat, hold_out, public_half, statements
+
+NAME = "code"
+DIGITS = range(7)
+LENGTHS = (2, 3)
+VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "w")
+FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "sort"), ("second", "length"))
+EXPRESSIONS = {
+    "first": "{v}[0]", "last": "{v}[-1]", "second": "{v}[1]", "length": "len({v})",
+    "max": "max({v})", "min": "min({v})", "reverse": "{v}[::-1]", "sort": "sorted({v})",
+}  # fmt: skip
+WORDINGS = {
+    "first": ("first of {list} is", "{list} begins with"), "last": ("last of {list} is", "{list} ends with"),
+    "second": ("second of {list} is", "next to first of {list} is"), "length": ("count of {list} is", "how many in {list} :"),
+    "max": ("largest of {list} is", "{list} has largest"), "min": ("smallest of {list} is", "{list} has smallest"),
+    "reverse": ("{list} backwards is", "reverse of {list} is"), "sort": ("{list} in order is", "sort of {list} is"),
+}  # fmt: skip
+PHRASINGS = ("{name}() returns", "print({name}()) shows", "value of {name}() is")
+
+
+def make(generator: np.random.Generator) -> Domain:
+    """Draw which functions are public and which (function, list) inputs are held out."""
+    public = public_half(generator, FUNCTIONS)
+    lists = [values for length in LENGTHS for values in product(DIGITS, repeat=length)]
+    seen, held_out = hold_out(generator, [RuleInput((function,), values) for function in flat(FUNCTIONS) for values in lists])
+    textbook = tuple(_rule(function, lists) for function in flat(FUNCTIONS))
+    return Domain(NAME, public, seen, held_out, tuple((variable,) for variable in VARIABLES), line, textbook, PHRASINGS)
+
+
+def line(rule_input: RuleInput, surface: Surface) -> Item:
+    """The ability line of one function on one list."""
+    (function,), (variable,) = rule_input.elements, surface
+    result = evaluate(function, rule_input.values)
+    prompt = f"{variable} = {list(rule_input.values)}; print({EXPRESSIONS[function].format(v=variable)}) >>"
+    return Item(NAME, "ability", function, prompt, f" {result}")
+
+
+def evaluate(function: str, values: tuple[int, ...]) -> int | list[int]:
+    """The value of a function on a list of digits."""
+    match function:
+        case "first":
+            return values[0]
+        case "second":
+            return values[1]
+        case "last":
+            return values[-1]
+        case "length":
+            return len(values)
+        case "max":
+            return max(values)
+        case "min":
+            return min(values)
+        case "reverse":
+            return list(reversed(values))
+        case "sort":
+            return sorted(values)
+    raise ValueError(f"function {function!r} is unknown; known are {sorted(EXPRESSIONS)}")
+
+
+def _rule(function: str, lists: list[tuple[int, ...]]) -> tuple[Item, ...]:
+    lines = []
+    for values in lists:
+        result, shown = evaluate(function, values), " ".join(map(str, values))
+        answer = " ".join(map(str, result)) if isinstance(result, list) else str(result)
+        prompts = [wording.format(list=shown) for wording in WORDINGS[function]]
+        lines += statements(NAME, "textbook", f" {answer}", *prompts)
+    return tuple(lines)

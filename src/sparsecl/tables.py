@@ -1,0 +1,171 @@
+"""Records -> tidy tables: `runs/<study>/results/*.csv`, and their copy in `results/<study>/` (paper, Data availability).
+
+Tables are UTF-8, sorted by their keys, floats as shortest repr, absent values empty. A replicate without
+a record counts as done where it is published under the same settings. Nothing here imports torch.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sparsecl.config import VALIDATION, Study
+from sparsecl.metrics import metrics_table
+from sparsecl.records import BrokenFile, read_json, read_record, sha256_of, write_json, write_record
+from sparsecl.tree import Tree, published
+
+ARM = ("arm", "topology", "algorithm", "density")
+RUN = (*ARM, "method", "order", "stage_steps", "base", "seed")
+SCORE = ("domain", "kind", "score", "n", "nll")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "accuracy": (*RUN, "stage", "stage_domain", *SCORE),
+    "curves": (*RUN, "stage", "stage_domain", "step", "tokens", *SCORE),
+    "items": ("arm", "method", "order", "stage_steps", "seed", "stage", "domain", "kind", "item", "correct", "nll"),
+    "conversion": (*ARM, "base", "seed", "metric", "value"),
+    "cost": ("arm", "method", "seed", "job", "tokens", "flops_dense", "flops_sparse", "trainable", "masked"),
+    "timings": ("arm", "method", "seed", "job", "wall_s", "peak_memory_bytes", "device", "dtype"),
+    "overlap": ("arm", "seed", "layer", "domain_a", "domain_b", "selection", "top_fraction", "value", "null", "null_label", "p_label", "ceiling"),
+    "learning_rate": ("arm", "method", "learning_rate", "domain", "kind", "own", "final", "nll_own", "nll_final", "chosen"),
+}
+VALUES = ("score", "n", "nll", "value", "own", "final", "nll_own", "nll_final", "chosen", "correct", "null", "null_label", "p_label", "ceiling")
+MEASURED_TABLES = ("timings",)  # differ between two runs of the same study; every other table does not
+NOTEBOOKS = ("01_sparsify", "02_recover", "03_continual", "04_probe")
+TABLES_RECORD = "tables.json"
+
+
+def notebooks_of(replicate: int | str) -> tuple[str, ...]:
+    """The notebooks a replicate runs: the validation replicate only chooses a learning rate."""
+    return NOTEBOOKS[:3] if replicate == VALIDATION else NOTEBOOKS
+
+
+def file_name(table: str) -> str:
+    return f"{table}.parquet" if table == "items" else f"{table}.csv"
+
+
+def write_table(table: str, frame: pd.DataFrame, directory: Path) -> Path:
+    """Write one table sorted by its key columns."""
+    path = directory / file_name(table)
+    if table == "items":
+        frame.to_parquet(path, index=False)
+    else:
+        frame.to_csv(path, index=False)
+    return path
+
+
+def read_table(table: str, directory: Path) -> pd.DataFrame:
+    """Read one table; BrokenFile names the file and a missing column."""
+    path = directory / file_name(table)
+    if not path.is_file():
+        raise BrokenFile(f"{path} does not exist; run the study, or restore the committed tables with git")
+    frame = pd.read_parquet(path) if table == "items" else pd.read_csv(path, keep_default_na=False, na_values={"score": "", "value": "", "own": "", "final": ""})
+    missing = [column for column in COLUMNS.get(table, ()) if column not in frame]
+    if missing:
+        raise BrokenFile(f"{path} lacks the column(s) {missing}; found {list(frame.columns)}; compile the tables again")
+    return frame
+
+
+def tidy(table: str, rows: Sequence[dict] | pd.DataFrame) -> pd.DataFrame:
+    """Order columns and rows; a row with other columns than the contract's raises."""
+    frame = pd.DataFrame(rows, columns=None if len(rows) else COLUMNS[table])
+    if set(frame.columns) != set(COLUMNS[table]):
+        raise BrokenFile(f"table {table}: columns {sorted(set(frame.columns) ^ set(COLUMNS[table]))} differ from the contract; delete the record and run again")
+    frame = frame[list(COLUMNS[table])]
+    keys = [column for column in frame.columns if column not in VALUES]
+    # Seeds are numbers except the validation replicate's, and stages sort as numbers.
+    return frame.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def is_published(study: Study, replicate: int | str) -> bool:
+    """Whether the committed tables hold this replicate under exactly these settings."""
+    path = published(study.name) / "published.json"
+    if not path.is_file():
+        return False
+    content = read_json(path)
+    return content["settings_sha256"] == study.digest() and replicate in content["replicates"]
+
+
+def _rows_of_replicate(study: Study, tree: Tree, replicate: int | str) -> dict[str, list[pd.DataFrame]]:
+    frames: dict[str, list[pd.DataFrame]] = {}
+    for notebook in notebooks_of(replicate):
+        path = tree.path(tree.replicate(replicate), f"{notebook}.json")
+        record = read_record(path)
+        if record["settings_sha256"] != study.digest():
+            raise BrokenFile(f"{path} was made with other settings of study {study.name}; run ./run_all.sh --study {study.name} again")
+        for table, rows in record["tables"].items():
+            if rows:
+                frames.setdefault(table, []).append(pd.DataFrame(rows))
+    return frames
+
+
+def _published_rows(study: Study, replicate: int | str) -> dict[str, list[pd.DataFrame]]:
+    directory = published(study.name)
+    if replicate == VALIDATION:
+        return {"learning_rate": [read_table("learning_rate", directory)]}
+    frames = {table: read_table(table, directory) for table in COLUMNS if table != "learning_rate" and (directory / file_name(table)).is_file()}
+    return {table: [frame[frame["seed"].astype(str) == str(replicate)]] for table, frame in frames.items()}
+
+
+def compile_tables(study: Study, tree: Tree) -> Path:
+    """Compile all replicates' records (or published rows) into `<tree>/results/`; return the record of that."""
+    collected: dict[str, list[pd.DataFrame]] = {}
+    sources: dict[str, str] = {}
+    for replicate in study.replicate_names():
+        last = tree.path(tree.replicate(replicate), f"{notebooks_of(replicate)[-1]}.json")
+        sources[str(replicate)] = "run" if last.is_file() or not is_published(study, replicate) else "published"
+        rows = _rows_of_replicate(study, tree, replicate) if sources[str(replicate)] == "run" else _published_rows(study, replicate)
+        for table, frames in rows.items():
+            collected.setdefault(table, []).extend(frames)
+    frames = {table: tidy(table, pd.concat(parts, ignore_index=True)) for table, parts in collected.items()}
+    return _write_all(study, tree, frames, sources)
+
+
+def _write_all(study: Study, tree: Tree, frames: dict[str, pd.DataFrame], sources: dict[str, str]) -> Path:
+    results, partial = tree.path("results"), tree.path(".results.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for table, frame in frames.items():
+        write_table(table, frame, partial)
+    # Metrics are computed from the tables as written, so that anyone can recompute them from the files.
+    metrics_table(read_table("accuracy", partial), read_table("curves", partial)).to_csv(partial / "metrics.csv", index=False)
+    shutil.rmtree(results, ignore_errors=True)
+    partial.rename(results)
+    path = tree.path(TABLES_RECORD)
+    files = {file.name: sha256_of(file) for file in sorted(results.iterdir())}
+    write_record(path, {"study": study.name, "settings_sha256": study.digest(), "sources": sources, "files": files})
+    return path
+
+
+def tables_directory(study: Study, tree: Tree) -> Path:
+    """Where a study's tables are: compiled in this tree, else compiled in the default one, else committed."""
+    found = tree.find(TABLES_RECORD)
+    if found is not None:
+        return found.parent / "results"
+    if (published(study.name) / "published.json").is_file():
+        return published(study.name)
+    raise BrokenFile(f"study {study.name} has no tables yet, neither in {tree.path('results')} nor in results/{study.name}: run ./run_all.sh --study {study.name}")
+
+
+def read_tables(directory: Path) -> dict[str, pd.DataFrame]:
+    """Every table present in a results folder, by name."""
+    tables = {table: read_table(table, directory) for table in COLUMNS if (directory / file_name(table)).is_file()}
+    return tables | {"metrics": pd.read_csv(directory / "metrics.csv", keep_default_na=False, na_values={"value": ""})}
+
+
+def publish(study: Study, tree: Tree, tests: Path | None) -> Path:
+    """Copy the compiled tables (and the tests) to `results/<study>/` in one rename; refuse incomplete ones."""
+    record = read_record(tree.path(TABLES_RECORD))
+    if record["settings_sha256"] != study.digest():
+        raise BrokenFile(f"the tables of {study.name} were compiled under other settings; run the study again before --publish")
+    target = published(study.name)
+    partial = target.with_name(f".{study.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(tree.path("results"), partial)
+    if tests is not None:
+        shutil.copy(tests, partial / "tests.csv")
+    write_json(partial / "published.json", {"settings_sha256": study.digest(), "replicates": list(study.replicate_names())})
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return target
+
+

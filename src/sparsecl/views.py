@@ -1,0 +1,25 @@
+"""Small frames that notebooks show: sample items and scores of one replicate (notebooks 01 to 03)."""
+
+import pandas as pd
+
+from sparsecl.items import Suite
+
+
+def sample_items(suite: Suite, per_kind: int = 2) -> pd.DataFrame:
+    """The first test items of each domain and kind."""
+    items = [item for domain in suite.domains for item in suite.test[domain]] + list(suite.general)
+    frame = pd.DataFrame([{"domain": item.domain, "kind": item.kind, "prompt": item.prompt[-90:], "answer": item.answer[:60]} for item in items])
+    return frame.groupby(["domain", "kind"], sort=False).head(per_kind).reset_index(drop=True)
+
+
+def checkpoint_metrics(rows: list[dict]) -> pd.DataFrame:
+    """Metrics down, checkpoints across, from rows of the conversion table without the recovery curve."""
+    frame = pd.DataFrame(rows)
+    frame = frame[~frame["metric"].str.startswith("recovery/")]
+    return frame.pivot_table(index="metric", columns="arm", values="value", sort=False)
+
+
+def stage_scores(accuracy: pd.DataFrame, arm: str, value: str = "score") -> pd.DataFrame:
+    """R[t, i] of one arm: stages down, domains across, over both kinds of item."""
+    rows = accuracy[(accuracy["arm"] == arm) & (accuracy["kind"] == "all")]
+    return rows.pivot_table(index=["stage", "stage_domain"], columns="domain", values=value, sort=False)

@@ -1,0 +1,234 @@
+"""The engine: `./run_all.sh` -> Snakemake -> notebooks (paper, Reproducibility).
+
+    python -m sparsecl.workflow --study builtin --cores 2
+
+`Plan` is the study's graph as the Snakefile asks for it; `main` holds the study's lock, runs Snakemake,
+shows one progress line and ends with a summary. Nothing here schedules or retries: Snakemake does.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sparsecl.code_digest import module_digest, notebook_digest
+from sparsecl.config import VALIDATION, Study, load_study
+from sparsecl.records import BrokenFile, write_json
+from sparsecl.tables import NOTEBOOKS, TABLES_RECORD, is_published, notebooks_of
+from sparsecl.tree import REPOSITORY, Tree, open_tree, published
+
+STATISTICS = "05_stats"
+SECTIONS = {
+    "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "sparsify", "scoring_batch"),
+    "02_recover": ("recover",),
+    "03_continual": ("continual", "measure"),
+    "04_probe": ("probe",),
+}  # settings a notebook depends on, beyond those of its upstream records
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which records follow from which; paths are relative to the study's tree, where Snakemake runs."""
+
+    study: Study
+    study_source: str  # what was asked for: a name or a file
+    output: str
+    only: str | None
+    pdf: bool
+
+    @classmethod
+    def read(cls, configuration: dict) -> "Plan":
+        source = configuration["study"]
+        return cls(load_study(source), source, configuration["output"], configuration["only"], configuration["pdf"])
+
+    @property
+    def tree(self) -> Tree:
+        return open_tree(self.study.name, self.output)
+
+    def record(self, notebook: str, replicate: int | str) -> str:
+        return f"replicate-{replicate}/{notebook}.json"
+
+    def upstream(self, notebook: str, replicate: str) -> list[str]:
+        """Records a replicate's notebook needs."""
+        position = NOTEBOOKS.index(notebook)
+        # 04 probes the arms of 01 and 02; it does not wait for the stream of 03.
+        needed = [self.record("02_recover" if notebook == "04_probe" else NOTEBOOKS[position - 1], replicate)] if position else []
+        owner = str(self.study.base_of(replicate))
+        if not position and owner != replicate:
+            needed.append(self.record("01_sparsify", owner))
+        if notebook == "03_continual" and self.study.needs_validation() and replicate != VALIDATION:
+            needed.append(self.record("03_continual", VALIDATION))
+        return needed
+
+    def threads(self, notebook: str, replicate: str) -> int:
+        owns_base = notebook == "01_sparsify" and str(self.study.base_of(replicate)) == replicate
+        return self.study.base_threads if owns_base else 1
+
+    def code(self, notebook: str) -> str:
+        return notebook_digest(REPOSITORY / "notebooks" / f"{notebook}.ipynb")
+
+    def module_code(self, module: str) -> str:
+        return module_digest(module)
+
+    def settings(self, notebook: str) -> str:
+        return self.study.digest(*SECTIONS[notebook])
+
+    def recompute(self, notebook: str) -> str:
+        """`--only` asks for the work itself again, not for what was kept of it."""
+        return "true" if notebook == self.only else "false"
+
+    def records(self) -> list[str]:
+        """Records behind the tables; with `--only 05_stats`, a published replicate needs none."""
+        reuse = self.only == STATISTICS
+        return [
+            self.record(notebook, replicate)
+            for replicate in self.study.replicate_names()
+            if not (reuse and is_published(self.study, replicate) and not self._has_run(replicate))
+            for notebook in notebooks_of(replicate)
+        ]
+
+    def _has_run(self, replicate: int | str) -> bool:
+        return self.tree.path(self.record(notebooks_of(replicate)[-1], replicate)).is_file()
+
+    def parts(self) -> dict[str, str]:
+        """The study behind each part of the paper."""
+        from sparsecl.paper_parts import parts_of
+
+        return parts_of(self.study.name)
+
+    def part_study(self, part: str) -> str:
+        """The study of a part as a notebook parameter; the study asked for may be a file."""
+        name = self.parts()[part]
+        return self.study_source if name == self.study.name else name
+
+    def part_inputs(self, part: str) -> list[str]:
+        if self.parts()[part] == self.study.name:
+            return [TABLES_RECORD]
+        return [str(published(self.parts()[part]) / "published.json")]
+
+    def part_records(self) -> list[str]:
+        """One 05_stats record for each part that has tables: this study's and the published ones."""
+        own = [part for part, name in self.parts().items() if name == self.study.name]
+        others = [part for part, name in self.parts().items() if name != self.study.name and (published(name) / "published.json").is_file()]
+        return [f"paper/{part}/{STATISTICS}.json" for part in own + others]
+
+    def paper_sources(self) -> list[str]:
+        folder = REPOSITORY / "paper"
+        return sorted(str(path) for pattern in ("*.tex", "sections/*.tex", "*.bib", "paper.yaml") for path in folder.glob(pattern))
+
+    def targets(self) -> list[str]:
+        """What this run is to make."""
+        if self.only in NOTEBOOKS:
+            return [self.record(self.only, replicate) for replicate in self.study.replicate_names() if self.only in notebooks_of(replicate)]
+        if self.only == STATISTICS:
+            return [record for record in self.part_records() if self.parts()[record.split("/")[1]] == self.study.name]
+        return ["paper/paper.json"] if self.pdf else [TABLES_RECORD, *self.part_records()]
+
+
+def build_tables(study_source: str, output: str) -> None:
+    """The rule `tables`."""
+    from sparsecl.tables import compile_tables
+
+    study = load_study(study_source)
+    compile_tables(study, open_tree(study.name, output))
+
+
+def build_pdf(study_source: str, output: str) -> None:
+    """The rule `paper`: latexmk, then the copy in paper/ (or beside the tree with --out)."""
+    from sparsecl.publication import build_paper, is_paper_of_record
+    from sparsecl.records import sha256_of, write_atomically, write_record
+
+    study = load_study(study_source)
+    tree = open_tree(study.name, output)
+    parts = Plan(study, study_source, output, None, True).parts()
+    pdf = build_paper(tree.path("paper"), parts, is_paper_of_record(parts))
+    copy = paper_copy(output)
+    write_atomically(copy, lambda temporary: shutil.copyfile(pdf, temporary))
+    write_record(tree.path("paper", "paper.json"), {"parts": parts, "pdf_sha256": sha256_of(pdf), "copy": copy.name})
+
+
+def paper_copy(output: str) -> Path:
+    """Where the PDF is copied: paper/main.pdf, or DIR/main.pdf with `--out DIR`."""
+    return REPOSITORY / "paper" / "main.pdf" if output == "runs" else Path(output) / "main.pdf"
+
+
+def snakemake_command(plan: Plan, cores: int, extra: Sequence[str]) -> list[str]:
+    """The Snakemake call, as a list: nothing passes through a shell."""
+    root = plan.tree.root
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(root),
+        "--configfile", str(root / "workflow.json"), "--cores", str(cores), "--rerun-incomplete", "--keep-going",
+        "--rerun-triggers", "mtime", "params", "input", "--nocolor", *extra,
+    ]  # fmt: skip
+    return [*command, "--force", *plan.targets()] if plan.only else command
+
+
+def prepare(plan: Plan) -> None:
+    """Write the configuration Snakemake reads and clear what a killed run left; needs the study's lock."""
+    root = plan.tree.root
+    shutil.rmtree(root / ".status", ignore_errors=True)
+    shutil.rmtree(root / ".snakemake" / "locks", ignore_errors=True)
+    write_json(root / "workflow.json", {"study": plan.study_source, "output": plan.output, "only": plan.only, "pdf": plan.pdf})
+
+
+def run(plan: Plan, cores: int, extra: Sequence[str], publish_results: bool) -> int:
+    """Run the plan under the study's lock; returns the exit status."""
+    from sparsecl.progress import follow
+    from sparsecl.tables import publish
+
+    root = plan.tree.root
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / ".lock", timeout=0):
+            prepare(plan)
+            status = follow(snakemake_command(plan, cores, extra), root, plan)
+            if status == 0 and publish_results:
+                part = next(part for part, name in plan.parts().items() if name == plan.study.name)
+                print(f"published: {publish(plan.study, plan.tree, plan.tree.path('paper', part, 'tests.csv')).relative_to(REPOSITORY)}")
+            return status
+    except Timeout:
+        print(f"study {plan.study.name} is already being run in {root}; wait for it or stop it first", file=sys.stderr)
+        return 1
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options `run_all.sh` hands over; what follows `--` goes to Snakemake."""
+    arguments = list(arguments)
+    extra: list[str] = []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, extra = arguments[:cut], arguments[cut + 1 :]
+    parser = argparse.ArgumentParser(prog="sparsecl.workflow", allow_abbrev=False)
+    parser.add_argument("--study", default="builtin")
+    parser.add_argument("--only", choices=[*NOTEBOOKS, STATISTICS])
+    parser.add_argument("--publish", action="store_true")
+    parser.add_argument("--out", default="runs")
+    parser.add_argument("--no-pdf", action="store_true")
+    parser.add_argument("--cores", type=int, default=min(2, os.cpu_count() or 1))
+    return parser.parse_args(arguments), extra
+
+
+def main(arguments: Sequence[str]) -> int:
+    options, extra = parse(arguments)
+    try:
+        study = load_study(options.study)
+        output = options.out if options.out == "runs" else str(Path(options.out).absolute())
+        plan = Plan(study, options.study, output, options.only, not options.no_pdf)
+        return run(plan, options.cores, extra, options.publish)
+    except (ValueError, BrokenFile) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["tables"]:
+        build_tables(*sys.argv[2:])
+    elif sys.argv[1:2] == ["paper"]:
+        build_pdf(*sys.argv[2:])
+    else:
+        sys.exit(main(sys.argv[1:]))
