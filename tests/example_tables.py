@@ -33,8 +33,12 @@ def _rows(generator, arm: str, seed: int, stage: float, columns: dict) -> list[d
         kinds = {kind: _score(generator, stage if stage >= position else stage, position, kind, arm) for kind in ("ability", "fact")}
         kinds["all"] = sum(kinds.values()) / 2
         for kind, score in kinds.items():
-            rows.append({**_run(arm, seed), **columns, "domain": domain, "kind": kind, "score": score, "n": 192, "nll": 4.5 * (1 - score) + 0.2})
-    rows.append({**_run(arm, seed), **columns, "domain": "general", "kind": "all", "score": 0.8 - 0.11 * stage, "n": 256, "nll": 0.5 + 0.4 * stage})
+            rows.append(
+                {**_run(arm, seed), **columns, "domain": domain, "kind": kind, "score": score, "n": 192, "nll": 4.5 * (1 - score) + 0.2}
+            )
+    rows.append(
+        {**_run(arm, seed), **columns, "domain": "general", "kind": "all", "score": 0.8 - 0.11 * stage, "n": 256, "nll": 0.5 + 0.4 * stage}
+    )
     return rows
 
 
@@ -59,10 +63,18 @@ def _conversion(replicates: int, generator) -> pd.DataFrame:
         for seed in range(replicates):
             run = {"arm": arm, "topology": topology, "algorithm": algorithm, "density": density, "base": seed, "seed": seed}
             score = scores[arm] + generator.normal(0, 0.02)
-            values = {"density/attained": density, "score/general": score, "nll/general": 2.2 * (1 - score), "score/general/arithmetic": score}
+            values = {
+                "density/attained": density,
+                "score/general": score,
+                "nll/general": 2.2 * (1 - score),
+                "score/general/arithmetic": score,
+            }
             if arm in STREAMED:
                 start = 0.64 if arm != "D1" else 0.27
-                values |= {f"recovery/nll/{step}": 0.22 + (start - 0.22) * np.exp(-step / 40) + generator.normal(0, 0.01) for step in range(0, 201, 40)}
+                values |= {
+                    f"recovery/nll/{step}": 0.22 + (start - 0.22) * np.exp(-step / 40) + generator.normal(0, 0.01)
+                    for step in range(0, 201, 40)
+                }
             rows += [{**run, "metric": metric, "value": value} for metric, value in values.items()]
     return pd.DataFrame(rows)
 
@@ -94,7 +106,9 @@ def _metrics(accuracy: pd.DataFrame) -> pd.DataFrame:
             if stage < last:
                 by_domain["forgetting"] = scores.loc[1 : last - 1, domain].max() - scores.loc[last, domain]
                 by_domain["retention"] = scores.loc[last, domain] / scores.loc[stage, domain]
-            rows += [{**_run(arm, seed), "domain": domain, "kind": kind, "metric": name, "value": value} for name, value in by_domain.items()]
+            rows += [
+                {**_run(arm, seed), "domain": domain, "kind": kind, "metric": name, "value": value} for name, value in by_domain.items()
+            ]
     return pd.DataFrame(rows)
 
 
@@ -104,7 +118,18 @@ def _learning_rate() -> pd.DataFrame:
         for rate, own, final in ((5e-4, 0.72, 0.38), (1e-3, 0.82, 0.4), (2e-3, 0.83, 0.33)):
             own -= 0.03 * (arm != "D1")
             for kind in ("ability", "fact", "all"):
-                rows.append({"arm": arm, "method": "full", "learning_rate": rate, "domain": "", "kind": kind, "own": own, "final": final, "chosen": rate == 1e-3})
+                rows.append(
+                    {
+                        "arm": arm,
+                        "method": "full",
+                        "learning_rate": rate,
+                        "domain": "",
+                        "kind": kind,
+                        "own": own,
+                        "final": final,
+                        "chosen": rate == 1e-3,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -117,7 +142,15 @@ def _overlap(replicates: int, generator) -> pd.DataFrame:
                     for b in DOMAINS[i + 1 :]:
                         value = 0.3 + 0.06 * layer + generator.normal(0, 0.04)
                         rows.append(
-                            {"arm": arm, "seed": seed, "layer": layer, "domain_a": a, "domain_b": b, "selection": "magnitude", "top_fraction": 0.1}
+                            {
+                                "arm": arm,
+                                "seed": seed,
+                                "layer": layer,
+                                "domain_a": a,
+                                "domain_b": b,
+                                "selection": "magnitude",
+                                "top_fraction": 0.1,
+                            }
                             | {"value": value, "null": 0.053, "null_label": 0.71, "p_label": 0.01, "ceiling": 0.84}
                         )
     return pd.DataFrame(rows)
@@ -130,7 +163,16 @@ def _costs(replicates: int) -> tuple[pd.DataFrame, pd.DataFrame]:
             for job in ("02_recover", "03_continual"):
                 run = {"arm": arm, "method": "full", "seed": seed, "job": job}
                 sparse = 1.1e12 if arm == "D1" else 7e11
-                cost.append({**run, "tokens": 450000, "flops_dense": 1.1e12, "flops_sparse": sparse, "trainable": 542000, "masked": 0 if arm == "D1" else 196608})
+                cost.append(
+                    {
+                        **run,
+                        "tokens": 450000,
+                        "flops_dense": 1.1e12,
+                        "flops_sparse": sparse,
+                        "trainable": 542000,
+                        "masked": 0 if arm == "D1" else 196608,
+                    }
+                )
                 timings.append({**run, "wall_s": 21.5 + seed, "peak_memory_bytes": 9e8, "device": "cpu", "dtype": "float32"})
     return pd.DataFrame(cost), pd.DataFrame(timings)
 

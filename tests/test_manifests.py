@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sparsecl import manifests
-from sparsecl.config import load_study
 from sparsecl.manifests import FOLDER_VARIABLE, DataFile, Manifest, data_folder, known_manifests, load_manifest, locate, read_rows
 from sparsecl.records import BrokenFile
+from sparsecl.study_files import load_study
 
 LEDGER = data_folder() / "MANIFEST.tsv"
 needs_ledger = pytest.mark.skipif(

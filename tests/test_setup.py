@@ -109,7 +109,7 @@ def test_versions_are_pinned_in_the_lock_only():
 def check_lock(lock: Path, text: str) -> subprocess.CompletedProcess:
     lock.write_text(text)
     script = REPOSITORY / "src" / "sparsecl" / "environment.py"
-    return subprocess.run([sys.executable, str(script), str(lock)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-I", str(script), str(lock)], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_the_running_environment_satisfies_the_lock():
 
 # --- the command: a small clone with stand-ins for Python and conda that record how they are called ----------------
 
-# Stands in for a Python of some environment: `-m venv` makes an environment of stand-ins, `-m pip install` makes
-# the environment it belongs to satisfy the lock (unless BREAK_PIP), anything else is recorded and does nothing.
+# Stands in for a Python of some environment: `-m venv` makes an environment of stand-ins, `-m pip install` of the
+# lock makes the environment it belongs to satisfy it (unless BREAK_PIP), anything else is recorded and does nothing.
 PYTHON_STAND_IN = """#!/usr/bin/env bash
 prefix=$(cd "$(dirname "$0")/.." && pwd)
 printf '%s' "$(basename "$0")" >>"$CALLS"; printf ' <%s>' "$@" >>"$CALLS"; printf '\\n' >>"$CALLS"
@@ -172,7 +172,7 @@ case "$*" in
     *sys.prefix*) echo "$prefix" ;;
     *environment.py*) [ -e "$prefix/satisfies" ] ;;
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-    "-m pip install "*) [ -z "${BREAK_PIP:-}" ] && touch "$prefix/satisfies" ;;
+    "-m pip install "*" --requirement "*) [ -z "${BREAK_PIP:-}" ] && touch "$prefix/satisfies" ;;
 esac
 """
 CONDA_STAND_IN = """#!/usr/bin/env bash

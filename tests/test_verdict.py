@@ -95,16 +95,15 @@ def test_an_advantage_that_a_strict_control_shares_is_c(strict):
 @pytest.mark.parametrize("n", [5, 30])
 @pytest.mark.parametrize("controls", [("D1",), CONTROLS])
 def test_planted_nothing_is_called_a_or_c_at_most_at_the_nominal_rate(n, controls):
-    """Spread is chosen so that equivalence is out of reach, where a wrong call is most likely."""
-    draws = 300
-    for spread in (0.05, 0.2):
-        shares = simulate(dict.fromkeys(controls, NOTHING), n=n, draws=draws, spread=spread, seed=n)
-        assert shares["A"] + shares["C"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws), shares
+    """At this spread equivalence is rarely shown with 5 replicates and often with 30; wider spreads give fewer wrong calls."""
+    draws = 250
+    shares = simulate(dict.fromkeys(controls, NOTHING), n=n, draws=draws, spread=0.05, seed=n)
+    assert shares["A"] + shares["C"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws), shares
 
 
 def test_differences_at_the_margin_are_called_equivalent_at_most_at_the_nominal_rate():
     at_margin = {"forgetting": -0.05, "final": 0.0}
-    assert simulate({"D1": at_margin}, n=20, draws=400, spread=0.03)["B"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+    assert simulate({"D1": at_margin}, n=20, draws=300, spread=0.03)["B"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
 
 
 def test_forgetting_less_by_learning_less_is_not_a():

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from sparsecl.config import Study, load_study
+from sparsecl.config import Study
 from sparsecl.figure_style import NothingToDraw
 from sparsecl.preregistration import Preregistration, exploratory_analysis, load_preregistration
 from sparsecl.records import sha256_of, write_atomically, write_record
 from sparsecl.statistics import summary_table
-from sparsecl.tables import read_tables, tables_directory
+from sparsecl.study_files import load_study
+from sparsecl.tables import chance_scores, read_tables, tables_directory
 from sparsecl.tree import REPOSITORY, Tree, open_tree
 from sparsecl.verdict import Verdict, compute_verdict, tests_table
 
@@ -88,14 +89,18 @@ def write_outputs(statistics: StudyTables, analysis: Analysis) -> Path:
     """Write the paper's inputs of this part, tests.csv and the record of notebook 05."""
     from sparsecl.publication import write_part
 
-    folder = write_part(
-        statistics.tree.path("paper"), statistics.study, statistics.part, {**statistics.tables, "tests": analysis.tests}, analysis.verdict, statistics.registration
-    )
+    tables = {**statistics.tables, "tests": analysis.tests}
+    directory = statistics.tree.path("paper")
+    chance = chance_scores(tables["chance"])
+    folder = write_part(directory, statistics.study, statistics.part, tables, analysis.verdict, statistics.registration, chance)
     tests = folder / "tests.csv"
     write_atomically(tests, lambda temporary: analysis.tests.to_csv(temporary, index=False))
     record = folder / "05_stats.json"
     about = {"notebook": "05_stats", "study": statistics.study.name, "part": statistics.part, "verdict": analysis.verdict.letter}
-    write_record(record, {**about, "settings_sha256": statistics.study.digest(), "tables": _digests(statistics.folder), "tests_sha256": sha256_of(tests)})
+    write_record(
+        record,
+        {**about, "settings_sha256": statistics.study.digest(), "tables": _digests(statistics.folder), "tests_sha256": sha256_of(tests)},
+    )
     return record
 
 

@@ -69,7 +69,10 @@ def load_base(experiment: Experiment) -> Base:
     directory = experiment.tree.find(*base_directory(experiment))
     key = base_key(experiment)
     if not checkpoint_is(directory, key):
-        raise MissingInput(f"the base in {experiment.tree.path(*base_directory(experiment))} was made from other settings or code: run notebook 01_sparsify again")
+        raise MissingInput(
+            f"the base in {experiment.tree.path(*base_directory(experiment))} was made from other settings or code: "
+            "run notebook 01_sparsify again"
+        )
     return load_base_checkpoint(directory, key)
 
 

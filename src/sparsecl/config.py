@@ -7,14 +7,11 @@ studies every time it plans.
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sparsecl.arms import Arm, parse_arm
-from sparsecl.tree import REPOSITORY
 
 VALIDATION = "validation"  # the replicate on which settings are chosen; it never enters a result
 
@@ -99,6 +96,8 @@ class Model(Settings):
     """Key and value heads, heads."""
     head_dim: Count
     """Width of a head, units."""
+    initializer_range: Positive = 0.02
+    """Standard deviation of initial weights; narrow models need more than the usual 0.02, weight units."""
 
     @model_validator(mode="after")
     def _heads_share_keys(self):
@@ -256,14 +255,19 @@ class Study(Settings):
         if self.probe.items > self.data.test_items:
             raise ValueError(f"probe.items: {self.probe.items} is more than data.test_items {self.data.test_items}")
         if round(self.probe.top_fraction * self.model.ffn) < 1:
-            raise ValueError(f"probe.top_fraction: {self.probe.top_fraction} of {self.model.ffn} neurons is none; allowed is 1/{self.model.ffn} to below 1")
+            raise ValueError(
+                f"probe.top_fraction: {self.probe.top_fraction} of {self.model.ffn} neurons is none; "
+                f"allowed is 1/{self.model.ffn} to below 1"
+            )
         return self
 
     def _check_topology(self, arm: Arm) -> None:
         group = {"2of4": 4, "4of8": 8, "block16": 16, "block32": 32, "block64": 64}.get(arm.topology, 1)
         for layer, (rows, columns) in self.model.linear_shapes().items():
             if columns % group or (arm.topology.startswith("block") and rows % group):
-                raise ValueError(f"arms: {arm.name} needs sizes divisible by {group}, but {layer} is {rows} x {columns}; change model or arm")
+                raise ValueError(
+                    f"arms: {arm.name} needs sizes divisible by {group}, but {layer} is {rows} x {columns}; change model or arm"
+                )
 
     def arm(self, name: str) -> Arm:
         return parse_arm(name, self.sparsify.algorithm)
@@ -296,33 +300,3 @@ def replicate_name(text: int | str) -> int | str:
     if not str(text).isdigit():
         raise ValueError(f"replicate {text!r} is neither a number from 0 nor {VALIDATION!r}")
     return int(text)
-
-
-def known_studies() -> list[str]:
-    return sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
-
-
-def load_study(name_or_file: str | Path) -> Study:
-    """Read a study by name (`configs/<name>.yaml`) or from a YAML file; SystemExit-worthy errors are ValueError."""
-    path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml"):
-        path = REPOSITORY / "configs" / f"{name_or_file}.yaml"
-        if str(name_or_file) not in known_studies():
-            raise ValueError(f"study {str(name_or_file)!r} is unknown; known: {', '.join(known_studies())}, or give a YAML file")
-    if not path.is_file():
-        raise ValueError(f"study file {path} does not exist; known studies: {', '.join(known_studies())}")
-    try:
-        return Study.model_validate(yaml.safe_load(path.read_text()))
-    except ValidationError as error:
-        raise ValueError(_readable(path, error)) from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-
-
-def _readable(path: Path, error: ValidationError) -> str:
-    lines = [f"{path}: {error.error_count()} setting(s) cannot be used"]
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        seen = "" if isinstance(problem["input"], dict) else f" (value {problem['input']!r})"
-        lines.append(f"  {key or 'study'}{seen}: {problem['msg'].removeprefix('Value error, ')}")
-    return "\n".join(lines)

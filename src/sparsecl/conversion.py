@@ -4,11 +4,12 @@ llmcompressor's ``N:M`` counts zeros, ours counts non-zeros; `compressor_structu
 that translates. The head is kept dense by a pattern, because its internal name ends in a dot.
 """
 
+import copy
 import os
 import re
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 import numpy as np
@@ -59,12 +60,13 @@ def convert(model: nn.Module, arm: Arm, settings: Sparsify, rows: Sequence[Row],
         ignore=list(KEPT_DENSE),
     )
     longest = max(len(row.ids) for row in rows)
-    dense = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()):
-        model.config.save_pretrained(directory)
-        model.config.name_or_path = directory
+    # The compressor wraps the modules of the model it works on, so it works on a copy.
+    working = copy.deepcopy(model)
+    with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        working.config.save_pretrained(directory)
+        working.config.name_or_path = directory
         oneshot(
-            model=model,
+            model=working,
             processor=tokenizer,
             dataset=_calibration_set(rows),
             recipe=recipe,
@@ -73,11 +75,15 @@ def convert(model: nn.Module, arm: Arm, settings: Sparsify, rows: Sequence[Row],
             batch_size=1,
             shuffle_calibration_samples=False,
         )
+    dense = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.load_state_dict(working.state_dict())
     return _checked(model, dense, arm, calibration_digest(rows))
 
 
 def _calibration_set(rows: Sequence[Row]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [row.ids.tolist() for row in rows], "attention_mask": [np.ones(len(row.ids), int).tolist() for row in rows]})
+    return Dataset.from_dict(
+        {"input_ids": [row.ids.tolist() for row in rows], "attention_mask": [np.ones(len(row.ids), int).tolist() for row in rows]}
+    )
 
 
 def _checked(model: nn.Module, dense: dict, arm: Arm, calibration: str) -> Masks:

@@ -1,9 +1,10 @@
 """Say whether the running Python satisfies the lock file: the gate in front of everything `run_all.sh` does.
 
-    python src/sparsecl/environment.py requirements.lock
+    python -I src/sparsecl/environment.py requirements.lock
 
 Exit status 0 if it does; 1 if not, with the first differences on standard output. Standard library only, and no
-package is imported: it must answer at once, and in a Python that has nothing installed.
+package is imported: it must answer at once, and in a Python that has nothing installed. `-I`, because a script's
+folder comes first on the path and modules here, `statistics` for one, bear names of the standard library.
 """
 
 import re
@@ -67,7 +68,7 @@ def differences(lock: Path) -> list[str]:
 def main(arguments: list[str]) -> int:
     """Check the running interpreter against the lock file named on the command line."""
     if len(arguments) != 1:
-        print("usage: python src/sparsecl/environment.py requirements.lock", file=sys.stderr)
+        print("usage: python -I src/sparsecl/environment.py requirements.lock", file=sys.stderr)
         return 2
     lock = Path(arguments[0])
     found = differences(lock)

@@ -8,13 +8,16 @@ token is the most likely one". Tasks are built once per replicate and reused for
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from itertools import islice
 from pathlib import Path
 
+import datasets
 import numpy as np
 import yaml
-from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.tasks import TaskManager
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -24,6 +27,7 @@ from sparsecl.scoring import ItemScores
 from sparsecl.tokenizer import EOS, Row
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
+datasets.disable_progress_bars()
 
 
 class EvaluationTasks:
@@ -34,20 +38,37 @@ class EvaluationTasks:
         for group, items in groups.items():
             _write_task(self.names[group], items, directory)
         manager = TaskManager(include_path=str(directory), include_defaults=False)
-        self._tasks = get_task_dict(list(self.names.values()), task_manager=manager)
+        self.tasks = manager.load(list(self.names.values()))["tasks"]
+        with redirect_stderr(StringIO()):  # its progress bars obey no setting
+            for task in self.tasks.values():
+                task.build_all_requests()
 
     def evaluate(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Mapping[tuple[str, str], Sequence[Row]], max_length: int, batch: int
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerFast,
+        rows: Mapping[tuple[str, str], Sequence[Row]],
+        max_length: int,
+        batch: int,
     ) -> dict[tuple[str, str], ItemScores]:
         """Score `model` on every group; `rows` are the same items tokenised and give the answers' lengths."""
         was_training = model.training
         # lm-eval keeps one token more than its max_length, because the last one is only predicted.
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=max_length - 1, add_bos_token=True)
         model.eval()
-        # `evaluate` leaves the random states alone, unlike `simple_evaluate`, which reseeds them all.
-        result = evaluate(lm=language_model, task_dict=self._tasks, bootstrap_iters=0, log_samples=True, verbosity="ERROR")
+        requests = [request for name in self.names.values() for request in self.tasks[name].instances]
+        # Not `evaluate`, which builds all requests anew for every model: the same requests go to the same scorer.
+        replies = iter(language_model.loglikelihood(requests, disable_tqdm=True))
         model.train(was_training)
-        return {group: _item_scores(result["samples"][name], rows[group]) for group, name in self.names.items()}
+        return {group: self._item_scores(name, list(islice(replies, len(rows[group]))), rows[group]) for group, name in self.names.items()}
+
+    def _item_scores(self, name: str, replies: Sequence[tuple[float, bool]], rows: Sequence[Row]) -> ItemScores:
+        documents = [request.doc for request in self.tasks[name].instances]
+        if len(documents) != len(rows):
+            raise RuntimeError(f"task {name} has {len(documents)} documents for {len(rows)} rows; the tasks are not those of these rows")
+        correct = [self.tasks[name].process_results(document, [reply])["acc"] for document, reply in zip(documents, replies, strict=True)]
+        tokens = np.array([len(row.ids) - row.answer_start for row in rows])
+        return ItemScores(np.array(correct, bool), np.array([-float(loglikelihood) for loglikelihood, _ in replies]) / tokens)
 
 
 def _write_task(name: str, items: Sequence[Item], directory: Path) -> None:
@@ -66,15 +87,3 @@ def _write_task(name: str, items: Sequence[Item], directory: Path) -> None:
         "metric_list": [{"metric": "acc"}],
     }
     write_text(directory / f"{name}.yaml", yaml.safe_dump(task, sort_keys=False))
-
-
-def _item_scores(samples: Sequence[Mapping], rows: Sequence[Row]) -> ItemScores:
-    if len(samples) != len(rows):
-        raise RuntimeError(f"lm-eval returned {len(samples)} samples for {len(rows)} items; the tasks are not those of these rows")
-    ordered = sorted(samples, key=lambda sample: sample["doc_id"])
-    replies = [sample["filtered_resps"][0] for sample in ordered]
-    tokens = np.array([len(row.ids) - row.answer_start for row in rows])
-    return ItemScores(
-        np.array([bool(greedy) for _, greedy in replies]),
-        np.array([-float(loglikelihood) for loglikelihood, _ in replies]) / tokens,
-    )

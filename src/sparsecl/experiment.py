@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from sparsecl.arms import Arm
-from sparsecl.config import Study, load_study, replicate_name
+from sparsecl.config import Study, replicate_name
 from sparsecl.items import Suite
 from sparsecl.randomness import generator, stream_seed
 from sparsecl.records import Stopwatch, peak_memory_bytes, provenance, read_record, sha256_of, write_record
+from sparsecl.study_files import load_study
 from sparsecl.tree import Tree, open_tree
 
 

@@ -58,14 +58,16 @@ class NothingToDraw(ValueError):
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Run a drawing function in the paper's style and return its figure, closed for pyplot.
 
-    Closing keeps notebooks from showing it twice; drawing once inside the style fixes the tick fonts.
+    Closing keeps notebooks from showing it twice. Laying out once inside the style fixes fonts and
+    positions, so that the file and what the notebook shows are the same picture.
     """
 
     @functools.wraps(draw)
     def wrapper(*positional, **named) -> Figure:
         with mpl.rc_context(STYLE):
             figure = draw(*positional, **named)
-            figure.canvas.draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             plt.close(figure)
             return figure
 
@@ -133,6 +135,11 @@ def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     # Other stage lengths belong to the frontier of own accuracy; the main one has the most rows.
     return frame[frame["stage_steps"] == frame["stage_steps"].mode().iloc[0]]
+
+
+def over_domains(frame: pd.DataFrame) -> pd.Series:
+    """Rows whose domain is empty, i.e. whose value is over domains (a CSV file cannot tell empty from absent)."""
+    return frame["domain"].isna() | (frame["domain"] == "")
 
 
 def domain_order(accuracy: pd.DataFrame) -> list[str]:

@@ -21,6 +21,7 @@ from sparsecl.figure_style import (
     draw_interval,
     intervals,
     main_rows,
+    over_domains,
     save,
     streamed_arms_in,
     styled,
@@ -107,9 +108,14 @@ def _matrix(accuracy: pd.DataFrame, arm: Arm, domains: list[str], value: str) ->
     return matrix.reindex(columns=domains)
 
 
+def _cell_text(value: float, number: str) -> str:
+    """A cell's number; absent is blank, and what rounds to nothing has no sign."""
+    text = "" if np.isnan(value) else format(value, number)
+    return text.lstrip("+-") if not text.strip("+-0.") else text.replace("-", "−")
+
+
 def _heatmap(axes: Axes, matrix: pd.DataFrame, number: str, **named) -> None:
-    # Rounding first keeps a difference of nothing from reading -0.
-    texts = matrix.map(lambda value: "" if np.isnan(value) else format(round(value, 2 if "2" in number else 0) + 0.0, number).replace("-", "−"))
+    texts = matrix.map(lambda value: _cell_text(value, number))
     sns.heatmap(matrix, ax=axes, annot=texts, fmt="", linewidths=0.8, linecolor="white", annot_kws={"size": 8}, cbar=False, **named)
     axes.set(xlabel="", ylabel="")
     axes.tick_params(length=0)
@@ -148,7 +154,7 @@ def accuracy_matrices(accuracy: pd.DataFrame) -> Figure:
 def _replicate_values(metrics: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     """Metrics over domains, kind `all`: one row per arm and replicate, one column per metric (percent)."""
     rows = main_rows(metrics)
-    rows = rows[(rows["kind"] == "all") & rows["domain"].fillna("").eq("") & rows["metric"].isin(names)]
+    rows = rows[(rows["kind"] == "all") & over_domains(rows) & rows["metric"].isin(names)]
     if rows.empty:
         raise NothingToDraw(f"metrics: no rows {names} over domains of kind 'all'; run 05_stats after 03_continual")
     return 100 * rows.pivot_table(index=["arm", "seed"], columns="metric", values="value")

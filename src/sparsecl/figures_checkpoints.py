@@ -21,6 +21,7 @@ from sparsecl.figure_style import (
     arms_in,
     draw_interval,
     intervals,
+    over_domains,
     streamed_arms_in,
     styled,
 )
@@ -80,8 +81,7 @@ def learning_rate_sweep(learning_rate: pd.DataFrame) -> Figure:
     """Own and final score of both arms over the grid of learning rates on the validation replicate; rings mark the choice."""
     rows = learning_rate[learning_rate["kind"] == "all"]
     arms = streamed_arms_in(rows, "learning_rate")
-    over_domains = rows[rows["domain"].fillna("") == ""]
-    rows = over_domains if len(over_domains) else rows
+    rows = rows[over_domains(rows)] if over_domains(rows).any() else rows
     figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2), sharex=True)
     for axes, name in zip(panels, ("own", "final"), strict=True):
         for arm in arms:
@@ -145,7 +145,7 @@ def layer_overlap(overlap: pd.DataFrame, selection: str | None = None) -> Figure
     arms = streamed_arms_in(rows, "overlap")
     pairs = list(rows[["domain_a", "domain_b"]].drop_duplicates().itertuples(index=False, name=None))
     layers = sorted(rows["layer"].unique(), key=_layer_number)
-    height = 0.24 * len(pairs) + 1.0
+    height = 0.26 * len(pairs) + 1.0
     figure, grid = plt.subplots(1, len(layers), figsize=(TEXT_WIDTH, height), sharey=True, sharex=True, squeeze=False)
     for axes, layer in zip(grid[0], layers, strict=True):
         _draw_layer(axes, rows[rows["layer"] == layer], arms, pairs)

@@ -57,9 +57,7 @@ def convert_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
     if checkpoint_is(directory, key) and not experiment.recompute:
         return load_arm(experiment, arm, key)
     model = load_checkpoint(experiment.tree.find(experiment.tree.replicate(experiment.base), "D0"))
-    converted = load_checkpoint(experiment.tree.find(experiment.tree.replicate(experiment.base), "D0"))
-    masks = convert(converted, arm, experiment.study.sparsify, rows, base.tokenizer)
-    model.load_state_dict(converted.state_dict())  # a clean model without the compressor's wrappers
+    masks = convert(model, arm, experiment.study.sparsify, rows, base.tokenizer)
     save_masks(masks, experiment.write_path("masks", mask_name(arm)))
     save_checkpoint(model, experiment.write_path(arm.name), masks, arm=arm.name, key=key)
     return ArmCheckpoint(arm, model, masks, key)
@@ -131,7 +129,9 @@ def _recover(experiment: Experiment, base: Base, arm: Arm, start: ArmCheckpoint)
             curve.append({"step": step, "nll": scores.loss, "score": scores.score})
 
     measure(0)
-    log = train(start.model, rows, plan, study.recover, description=f"recover {arm.name}", masks=start.masks, dtype=study.dtype, after_step=measure)
+    log = train(
+        start.model, rows, plan, study.recover, description=f"recover {arm.name}", masks=start.masks, dtype=study.dtype, after_step=measure
+    )
     return curve, log
 
 
@@ -150,7 +150,9 @@ def conversion_rows(experiment: Experiment, base: Base, checkpoint: ArmCheckpoin
 
 def recovery_rows(experiment: Experiment, arm: Arm, curve: Sequence[dict]) -> list[dict]:
     """The recovery curve as rows of the conversion table."""
-    return [_conversion_row(experiment, arm, f"recovery/{name}/{point['step']}", point[name]) for point in curve for name in ("nll", "score")]
+    return [
+        _conversion_row(experiment, arm, f"recovery/{name}/{point['step']}", point[name]) for point in curve for name in ("nll", "score")
+    ]
 
 
 def _conversion_row(experiment: Experiment, arm: Arm, metric: str, value: float) -> dict:

@@ -108,7 +108,9 @@ def assert_masks(model: nn.Module, masks: Masks | None, moment: str) -> None:
     for name, mask in masks.layers.items():
         violations = int((layers[name].weight.detach()[~mask.to(layers[name].weight.device)] != 0).sum())
         if violations:
-            raise TopologyViolation(f"{moment}: {violations} masked weights of {name} are non-zero; the topology was broken, start again from S0")
+            raise TopologyViolation(
+                f"{moment}: {violations} masked weights of {name} are non-zero; the topology was broken, start again from S0"
+            )
 
 
 @contextmanager

@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as hf_logging
 
 from sparsecl.config import Model
 from sparsecl.masks import Masks, assert_masks
 from sparsecl.records import BrokenFile, read_record, sha256_of, write_record
 from sparsecl.tokenizer import tokenizer_digest
+
+hf_logging.disable_progress_bar()  # a bar per checkpoint of a few megabytes is noise
 
 WEIGHTS, MANIFEST = "model.safetensors", "checkpoint.json"
 
@@ -27,6 +30,7 @@ def build_model(settings: Model, vocabulary: int, max_length: int, seed: int, sp
         num_key_value_heads=settings.kv_heads,
         head_dim=settings.head_dim,
         max_position_embeddings=max_length,
+        initializer_range=settings.initializer_range,
         tie_word_embeddings=True,
         attn_implementation="sdpa",
         **special_ids,

@@ -65,7 +65,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
     failed = executed.with_name(f"{executed.stem}.failed.ipynb")
     failed.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name=KERNEL, progress_bar=False, cwd=str(notebook.parent))
+        papermill.execute_notebook(
+            str(notebook), str(running), parameters, kernel_name=KERNEL, progress_bar=False, cwd=str(notebook.parent)
+        )
     except PapermillExecutionError as error:
         running.replace(failed)
         raise RuntimeError(f"{error.ename}: {error.evalue} (see {failed})") from None

@@ -40,16 +40,21 @@ METRIC_NAMES = {
     "loss_final": "final loss (nats)",
 }
 ROLES = {
-    "D0": "the base; no further training",
-    "S0": "immediate loss of the conversion",
-    "S1": "the treatment: topology fixed, recovered",
-    "D1": "control: same shape, same extra tokens",
+    "D0": "the base",
+    "S0": "immediate loss",
+    "S1": "the treatment",
+    "D1": "control, same shape",
 }
 
 
 def tabular(columns: str, heading: Iterable[str] | str, rows: Iterable[Iterable[str | None] | str]) -> str:
     r"""A booktabs tabular; a row given as text is set as it is (``\midrule``), an absent cell becomes a dash."""
-    lines = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", heading if isinstance(heading, str) else " & ".join(heading) + r" \\", r"\midrule"]
+    lines = [
+        f"\\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        heading if isinstance(heading, str) else " & ".join(heading) + r" \\",
+        r"\midrule",
+    ]
     for row in rows:
         lines.append(row if isinstance(row, str) else " & ".join(DASH if cell is None else str(cell) for cell in row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -106,7 +111,9 @@ def metrics_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
 
 def losses_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Answer-token losses of the stream by arm, with the paired difference (nats)."""
-    rows = _metric_rows(tables["metrics"], tables.get("tests", pd.DataFrame()), ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise"))
+    rows = _metric_rows(
+        tables["metrics"], tables.get("tests", pd.DataFrame()), ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise")
+    )
     return tabular("lcccccc", _metric_heading(), rows) if rows else None
 
 
@@ -117,13 +124,24 @@ def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str,
         return None
     stages = accuracy[accuracy["stage"] > 0].drop_duplicates("stage").sort_values("stage")
     labels = [parse_arm(arm).label for arm in STREAM_ARMS]
-    guessing = [r"chance"] if chance else []
-    above = [r"\multicolumn{2}{c}{%s}" % name for name in ("own", "final", "forgetting")]
+    guessing = ["chance"] if chance else []
+    above = [rf"\multicolumn{{2}}{{c}}{{{name}}}" for name in ("own", "final", "forgetting")]
     rules = "".join(rf"\cmidrule(lr){{{start}-{start + 1}}}" for start in range(2 + len(guessing), 8 + len(guessing), 2))
-    heading = " & ".join(["", *([""] if chance else []), *above]) + r" \\" + rules + "\n" + " & ".join(["domain", *guessing, *labels * 3]) + r" \\"
+    heading = (
+        " & ".join(["", *([""] if chance else []), *above])
+        + r" \\"
+        + rules
+        + "\n"
+        + " & ".join(["domain", *guessing, *labels * 3])
+        + r" \\"
+    )
     rows = []
     for domain in stages["stage_domain"]:
-        cells = [_mean_cell(stream_sample(metrics, name, domain=domain), arm, points) for name in ("own", "final", "forgetting") for arm in STREAM_ARMS]
+        cells = [
+            _mean_cell(stream_sample(metrics, name, domain=domain), arm, points)
+            for name in ("own", "final", "forgetting")
+            for arm in STREAM_ARMS
+        ]
         level = [value for (name, _), value in (chance or {}).items() if name == domain and not is_absent(value)]
         rows.append([latex_text(domain), *([points(sum(level) / len(level)) if level else None] if chance else []), *cells])
     last = accuracy[accuracy["stage"] == accuracy["stage"].max()]
@@ -142,7 +160,7 @@ def conversion_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str | 
         density = "100" if not arm.is_sparse else points(samples["density/attained"].summary(arm.name)["mean"])
         cells = [_mean_cell(samples["score/general"], arm.name, points), _mean_cell(samples["nll/general"], arm.name, nats)]
         rows.append([arm.label, latex_text(arm.description), ROLES.get(arm.lineage, ""), density, *cells])
-    heading = ["arm", "what it is", "what it isolates", r"kept (\%)", r"general score (\%)", "general loss"]
+    heading = ["arm", "what it is", "role", r"kept (\%)", r"general score (\%)", "general loss"]
     return tabular("lllccc", heading, rows)
 
 
@@ -150,21 +168,23 @@ def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
     """Model, data and training of the study."""
     facts = {name: DASH if value is None else value for name, value in design_facts(study, tables).items()}
     chosen = chosen_learning_rates(tables.get("learning_rate"), study)
-    stages = "; ".join(f"{parse_arm(arm).label}: {chosen[f'learning_rate/{arm}'] or DASH}" for arm in STREAM_ARMS)
-    layers, conversion = f"{facts['layers']} layers, hidden {facts['hidden']}, FFN {facts['ffn']}", study.sparsify
+    stages = ", ".join(dict.fromkeys(chosen[f"learning_rate/{arm}"] or DASH for arm in STREAM_ARMS))
+    pruning = f"{latex_text(study.sparsify.algorithm)}, {facts['calibration_rows']} calibration rows, damping {facts['dampening']}"
+    decay = f"weight decay {facts['weight_decay']}, gradient norm at most {facts['clip']}"
+    layers = f"{facts['layers']} layers, hidden {facts['hidden']}, FFN {facts['ffn']}"
     rows = [
         ["architecture", f"Qwen3, {layers}, {facts['heads']} heads, {facts['kv_heads']} key-value heads of width {facts['head_dim']}"],
         ["parameters", f"{facts.get('parameters') or DASH}, of which {facts.get('masked') or DASH} are removed in the sparse arm"],
         ["tokenizer", f"byte-level BPE, {facts['vocabulary']} tokens, rows of at most {facts['max_length']} tokens"],
         ["pretraining", _training(study.pretrain)],
-        ["conversion", f"{latex_text(conversion.algorithm)}, {count(conversion.calibration_rows)} calibration rows, damping {rate(conversion.dampening)}"],
-        ["recovery, and the control's steps", _training(study.recover)],
+        ["conversion", pruning],
+        ["extra training of S1 and D1", _training(study.recover)],
         ["a stage", f"{facts['stage_steps']} steps of {facts['stage_batch']} rows, answer tokens only"],
-        ["stage learning rate", f"{stages} (grid {facts['learning_rate_grid']})"],
-        ["optimizer", f"AdamW, cosine schedule, weight decay {facts['weight_decay']}, gradient norm at most {facts['clip']}, {facts['dtype']}"],
+        ["stage learning rate", f"{stages}, chosen for both arms from {facts['learning_rate_grid']}"],
+        ["optimizer", f"AdamW, cosine schedule, {decay}, {facts['dtype']}"],
         ["scored items", f"{facts['test_items']} a domain, {facts['general_items']} of the general mixture"],
     ]  # fmt: skip
-    return tabular("lp{0.70\\linewidth}", ["setting", "value"], rows)
+    return tabular("lp{0.71\\linewidth}", ["setting", "value"], rows)
 
 
 def _training(stage) -> str:
@@ -184,7 +204,9 @@ def costs_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
             if here.empty:
                 continue
             flops = [rate(float(f"{here[column].mean():.2e}")) for column in ("flops_dense", "flops_sparse")]
-            rows.append([name, parse_arm(arm).label, count(here["tokens"].mean()), *flops, f"{seconds.mean():.1f}" if len(seconds) else None])
+            rows.append(
+                [name, parse_arm(arm).label, count(here["tokens"].mean()), *flops, f"{seconds.mean():.1f}" if len(seconds) else None]
+            )
     heading = ["", "arm", "tokens", "FLOPs, all weights", "FLOPs, kept weights", "seconds"]
     return tabular("llcccc", heading, rows) if rows else None
 

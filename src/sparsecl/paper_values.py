@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sparsecl.config import Study
-from sparsecl.figure_style import main_rows, mean_interval
+from sparsecl.figure_style import main_rows, mean_interval, over_domains
 from sparsecl.number_formats import count, is_absent, latex_text, nats, p_value, points, rate
 
 STREAM_ARMS = ("D1", "S1-2of4")
@@ -32,13 +32,18 @@ STREAM_METRICS = {
     "loss_final": nats,
 }
 KINDS = {"all": "", "ability": "-ability", "fact": "-fact"}
-CHECKPOINT_METRICS = {"general_score": ("score/general", points), "general_loss": ("nll/general", nats), "density": ("density/attained", points)}
+CHECKPOINT_METRICS = {
+    "general_score": ("score/general", points),
+    "general_loss": ("nll/general", nats),
+    "density": ("density/attained", points),
+}
 STATISTICS = ("mean", "sd", "ci_low", "ci_high", "n")
 CONTRAST_STATISTICS = ("estimate", "ci_low", "ci_high", "p", "p_holm", "g", "n", "tost_p", "bootstrap_low", "bootstrap_high")
 STREAM_CONTRASTS = (("S1-2of4", "D1"),)
 CHECKPOINT_CONTRASTS = (("S0-2of4", "D0"), ("S1-2of4", "D0"), ("D1", "D0"))
 DESIGN = (
-    "study", "title", "source", "replicates", "bases", "domains", "domain_list", "pretrain_steps", "pretrain_batch", "pretrain_learning_rate",
+    "study", "title", "source", "replicates", "bases", "domains", "domain_list",
+    "pretrain_steps", "pretrain_batch", "pretrain_learning_rate",
     "recover_steps", "recover_batch", "recover_learning_rate", "stage_steps", "stage_batch", "learning_rate_grid", "weight_decay", "clip",
     "algorithm", "dampening", "calibration_rows", "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocabulary", "max_length",
     "dtype", "test_items", "general_items", "facts_per_domain", "fact_share", "probe_items", "top_fraction", "permutations",
@@ -98,7 +103,7 @@ class Sample:
 def stream_sample(metrics: pd.DataFrame, metric: str, kind: str = "all", domain: str = "") -> Sample:
     """One metric of the main protocol over domains (or for one domain), by arm and replicate."""
     rows = main_rows(metrics)
-    rows = rows[(rows["metric"] == metric) & (rows["domain"].fillna("") == domain)]
+    rows = rows[(rows["metric"] == metric) & (rows["domain"] == domain if domain else over_domains(rows))]
     if metric == "general_retention" and kind == "all" and not (rows["kind"] == "all").any():
         rows = rows.assign(kind="all")  # the general mixture has one kind, whatever its tables call it
     rows = rows[rows["kind"] == kind]
@@ -157,9 +162,14 @@ def design_facts(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, 
     facts = {name: count(getattr(model, name)) for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")}
     facts |= {name: count(getattr(data, name)) for name in ("test_items", "general_items")}
     for name, stage in (("pretrain", study.pretrain), ("recover", study.recover)):
-        facts |= {f"{name}_steps": count(stage.steps), f"{name}_batch": count(stage.batch), f"{name}_learning_rate": rate(stage.learning_rate)}
+        facts |= {
+            f"{name}_steps": count(stage.steps),
+            f"{name}_batch": count(stage.batch),
+            f"{name}_learning_rate": rate(stage.learning_rate),
+        }
     facts |= {
-        "study": latex_text(study.name), "title": latex_text(study.title), "source": data.source, "seed": count(study.seed).replace("{,}", ""),
+        "study": latex_text(study.name), "title": latex_text(study.title), "source": data.source,
+        "seed": str(study.seed),
         "replicates": count(study.replicates), "bases": count(study.bases or study.replicates), "domains": count(len(data.domains)),
         "domain_list": r" $\rightarrow$ ".join(latex_text(domain) for domain in stream.orders["main"]),
         "stage_steps": count(stream.stage_steps), "stage_batch": count(stream.batch),
@@ -191,7 +201,9 @@ def chosen_learning_rates(learning_rate: pd.DataFrame | None, study: Study) -> d
     """The stage learning rate of each streamed arm: chosen on the validation replicate, or the only one of the grid."""
     if len(study.continual.learning_rates) == 1:
         return {f"learning_rate/{arm}": rate(study.continual.learning_rates[0]) for arm in STREAM_ARMS}
-    chosen = learning_rate[learning_rate["chosen"].astype(bool)] if learning_rate is not None else pd.DataFrame(columns=["arm", "learning_rate"])
+    chosen = (
+        learning_rate[learning_rate["chosen"].astype(bool)] if learning_rate is not None else pd.DataFrame(columns=["arm", "learning_rate"])
+    )
     by_arm = chosen.groupby("arm")["learning_rate"].max()
     return {f"learning_rate/{arm}": rate(by_arm.get(arm)) for arm in STREAM_ARMS}
 
@@ -211,7 +223,9 @@ def overlap_counts(overlap: pd.DataFrame, arm: str) -> dict[str, str | None]:
     return {f"overlap/{arm}/{name}": count(value) for name, value in counts}
 
 
-def part_values(study: Study, tables: Mapping[str, pd.DataFrame], verdict=None, facts: Mapping[str, str] | None = None) -> dict[str, str | None]:
+def part_values(
+    study: Study, tables: Mapping[str, pd.DataFrame], verdict=None, facts: Mapping[str, str] | None = None
+) -> dict[str, str | None]:
     """All values of one part by the rest of their key, formatted; None where the study did not measure it.
 
     `tables` maps table names to frames; `verdict` is a `sparsecl.verdict.Verdict`; `facts` adds design facts

@@ -85,7 +85,11 @@ def _summary(status: int, count: _Count, elapsed: float, root: Path, log: Path, 
     if status:
         for failed in _statuses(root, "failed"):
             print(f"failed: {failed['job']}\n  {failed['message']}", file=sys.stderr)
-        print(f"study {plan.study.name}: stopped after {_clock(elapsed)}; finished work is kept, run the same command again to go on. Log: {log}", file=sys.stderr)
+        print(
+            f"study {plan.study.name}: stopped after {_clock(elapsed)}; finished work is kept, "
+            f"run the same command again to go on. Log: {log}",
+            file=sys.stderr,
+        )
         return status
     made = f"{count.total} jobs done" if count.total else "nothing to do"
     print(f"study {plan.study.name}: {made} in {_clock(elapsed)}; tables in {root / 'results'}{_pdf(plan)}")

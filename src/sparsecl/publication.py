@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 
 from sparsecl import figures
 from sparsecl.config import Study
@@ -65,9 +66,15 @@ def _registration_facts(registration) -> dict[str, str | None]:
     return {"margin": points(registration.margin), "alpha": rate(registration.alpha), "status": latex_text(registration.status)}
 
 
-def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None) -> dict:
-    """Every figure of one part that its tables can fill, by file name without suffix."""
-    wanted = {
+def figures_of(part: str, paper: Path = PAPER) -> set[str]:
+    """Names of the figures that the text shows of one part."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((paper / "sections").glob("*.tex")))
+    return set(re.findall(rf"\\paperfigure{{{re.escape(part)}/(\w+)}}", text))
+
+
+def part_figures(tables: Mapping[str, pd.DataFrame], names: set[str], margin: float | None = None) -> dict[str, Figure]:
+    """Those of the named figures that the tables can fill, by file name without suffix."""
+    known = {
         "forgetting_curves": (figures.forgetting_curves, ("curves", "accuracy")),
         "accuracy_matrices": (figures.accuracy_matrices, ("accuracy",)),
         "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(metrics, margin), ("metrics",)),
@@ -77,7 +84,8 @@ def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None
         "loss_forgetting": (figures.loss_forgetting, ("accuracy", "curves")),
     }
     found = {}
-    for name, (draw, needed) in wanted.items():
+    for name in sorted(names):
+        draw, needed = known[name]
         try:
             if all(len(tables.get(table, ())) for table in needed):
                 found[name] = draw(*(tables[table] for table in needed))
@@ -107,7 +115,7 @@ def write_part(
     write_text(folder / "values.tex", values_tex(part, values))
     for name, text in part_tables(study, tables, chance).items():
         write_text(folder / "tables" / f"{name}.tex", text)
-    for name, figure in part_figures(tables, getattr(registration, "margin", None)).items():
+    for name, figure in part_figures(tables, figures_of(part), getattr(registration, "margin", None)).items():
         figures.save(figure, folder / "figures" / f"{name}.pdf")
     return folder
 
@@ -115,7 +123,7 @@ def write_part(
 def write_build(directory: Path, parts: Mapping[str, str], of_record: bool) -> None:
     """Write build.tex, which says what is built, and dashes for every part that no tables were given for."""
     lines = [r"\paperofrecordtrue" if of_record else r"\paperofrecordfalse", f"\\def\\studyname{{{latex_text(parts['main'])}}}"]
-    lines += [f"\\csdef{{studyof@{part}}}{{{latex_text(study)}}}" for part, study in sorted(parts.items())]
+    lines += [f"\\csdef{{studyof@{part}}}{{\\textsf{{{latex_text(study)}}}}}" for part, study in sorted(parts.items())]
     write_text(Path(directory) / "build.tex", "\n".join([*lines, ""]))
     for part in parts:
         if not (Path(directory) / part / "values.tex").is_file():
@@ -134,11 +142,22 @@ def build_paper(build_directory: Path, parts: Mapping[str, str] | None = None, o
     parts = dict(parts or yaml.safe_load((paper / "paper.yaml").read_text(encoding="utf-8"))["parts"])
     write_build(build, parts, is_paper_of_record(parts, paper) if of_record is None else of_record)
     if shutil.which("latexmk") is None:
-        raise PaperError("latexmk is not installed; install TeX Live with latexmk (Debian: texlive-latex-extra latexmk), or leave the PDF out")
-    command = ["latexmk", "-norc", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "-file-line-error", str(Path(paper).resolve() / "main.tex")]
+        raise PaperError(
+            "latexmk is not installed; install TeX Live with latexmk (Debian: texlive-latex-extra latexmk), or leave the PDF out"
+        )
+    command = [
+        "latexmk",
+        "-norc",
+        "-pdf",
+        "-interaction=nonstopmode",
+        "-halt-on-error",
+        "-file-line-error",
+        str(Path(paper).resolve() / "main.tex"),
+    ]
     search = f".:{Path(paper).resolve()}:"  # the trailing colon keeps TeX's own folders
     environment = {
-        **os.environ, "TEXINPUTS": search, "BIBINPUTS": search, "SOURCE_DATE_EPOCH": EPOCH, "FORCE_SOURCE_DATE": "1", "max_print_line": "1000",
+        **os.environ, "TEXINPUTS": search, "BIBINPUTS": search, "max_print_line": "1000",
+        "SOURCE_DATE_EPOCH": EPOCH, "FORCE_SOURCE_DATE": "1",
     }  # fmt: skip
     pdf = build / "main.pdf"
     pdf.unlink(missing_ok=True)  # after a failure no older PDF may pass for the new one

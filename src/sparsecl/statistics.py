@@ -72,7 +72,7 @@ def summary_table(metrics: pd.DataFrame, confidence: float = 0.95) -> pd.DataFra
     NaN (an undefined ratio) in any replicate leaves all but n empty: a mean over the rest compares different replicates.
     """
     keys = [*_RUN, "domain", "kind", "metric"]
-    rows = []
+    rows, metrics = [], metrics.assign(domain=metrics["domain"].astype(object).fillna(""))  # empty and absent are one in a CSV file
     for key, group in metrics.groupby(keys, dropna=False, sort=True):
         values = group["value"].to_numpy(dtype=float)
         if group["seed"].duplicated().any():

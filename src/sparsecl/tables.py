@@ -25,10 +25,55 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "conversion": (*ARM, "base", "seed", "metric", "value"),
     "cost": ("arm", "method", "seed", "job", "tokens", "flops_dense", "flops_sparse", "trainable", "masked"),
     "timings": ("arm", "method", "seed", "job", "wall_s", "peak_memory_bytes", "device", "dtype"),
-    "overlap": ("arm", "seed", "layer", "domain_a", "domain_b", "selection", "top_fraction", "value", "null", "null_label", "p_label", "ceiling"),
+    "overlap": (
+        "arm",
+        "seed",
+        "layer",
+        "domain_a",
+        "domain_b",
+        "selection",
+        "top_fraction",
+        "value",
+        "null",
+        "null_label",
+        "p_label",
+        "ceiling",
+    ),
+    "chance": ("seed", "domain", "kind", "value"),
     "learning_rate": ("arm", "method", "learning_rate", "domain", "kind", "own", "final", "nll_own", "nll_final", "chosen"),
 }
-VALUES = ("score", "n", "nll", "value", "own", "final", "nll_own", "nll_final", "chosen", "correct", "null", "null_label", "p_label", "ceiling")
+NAMES = (
+    "arm",
+    "topology",
+    "algorithm",
+    "method",
+    "order",
+    "base",
+    "stage_domain",
+    "domain",
+    "domain_a",
+    "domain_b",
+    "kind",
+    "metric",
+    "selection",
+    "job",
+)
+VALUES = (
+    "score",
+    "n",
+    "nll",
+    "value",
+    "own",
+    "final",
+    "nll_own",
+    "nll_final",
+    "chosen",
+    "correct",
+    "null",
+    "null_label",
+    "p_label",
+    "ceiling",
+)
 MEASURED_TABLES = ("timings",)  # differ between two runs of the same study; every other table does not
 NOTEBOOKS = ("01_sparsify", "02_recover", "03_continual", "04_probe")
 TABLES_RECORD = "tables.json"
@@ -58,18 +103,27 @@ def read_table(table: str, directory: Path) -> pd.DataFrame:
     path = directory / file_name(table)
     if not path.is_file():
         raise BrokenFile(f"{path} does not exist; run the study, or restore the committed tables with git")
-    frame = pd.read_parquet(path) if table == "items" else pd.read_csv(path, keep_default_na=False, na_values={"score": "", "value": "", "own": "", "final": ""})
+    frame = pd.read_parquet(path) if table == "items" else _read_csv(path)
     missing = [column for column in COLUMNS.get(table, ()) if column not in frame]
     if missing:
         raise BrokenFile(f"{path} lacks the column(s) {missing}; found {list(frame.columns)}; compile the tables again")
     return frame
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Absent numbers are NaN, absent names empty strings."""
+    frame = pd.read_csv(path, dtype={name: str for name in NAMES}, keep_default_na=True)
+    return frame.fillna({name: "" for name in NAMES if name in frame})
+
+
 def tidy(table: str, rows: Sequence[dict] | pd.DataFrame) -> pd.DataFrame:
     """Order columns and rows; a row with other columns than the contract's raises."""
     frame = pd.DataFrame(rows, columns=None if len(rows) else COLUMNS[table])
     if set(frame.columns) != set(COLUMNS[table]):
-        raise BrokenFile(f"table {table}: columns {sorted(set(frame.columns) ^ set(COLUMNS[table]))} differ from the contract; delete the record and run again")
+        raise BrokenFile(
+            f"table {table}: columns {sorted(set(frame.columns) ^ set(COLUMNS[table]))} differ from the contract; "
+            "delete the record and run again"
+        )
     frame = frame[list(COLUMNS[table])]
     keys = [column for column in frame.columns if column not in VALUES]
     # Seeds are numbers except the validation replicate's, and stages sort as numbers.
@@ -102,7 +156,9 @@ def _published_rows(study: Study, replicate: int | str) -> dict[str, list[pd.Dat
     directory = published(study.name)
     if replicate == VALIDATION:
         return {"learning_rate": [read_table("learning_rate", directory)]}
-    frames = {table: read_table(table, directory) for table in COLUMNS if table != "learning_rate" and (directory / file_name(table)).is_file()}
+    frames = {
+        table: read_table(table, directory) for table in COLUMNS if table != "learning_rate" and (directory / file_name(table)).is_file()
+    }
     return {table: [frame[frame["seed"].astype(str) == str(replicate)]] for table, frame in frames.items()}
 
 
@@ -127,13 +183,19 @@ def _write_all(study: Study, tree: Tree, frames: dict[str, pd.DataFrame], source
     for table, frame in frames.items():
         write_table(table, frame, partial)
     # Metrics are computed from the tables as written, so that anyone can recompute them from the files.
-    metrics_table(read_table("accuracy", partial), read_table("curves", partial)).to_csv(partial / "metrics.csv", index=False)
+    written = {table: read_table(table, partial) for table in ("accuracy", "curves", "chance")}
+    metrics_table(written["accuracy"], written["curves"], chance_scores(written["chance"])).to_csv(partial / "metrics.csv", index=False)
     shutil.rmtree(results, ignore_errors=True)
     partial.rename(results)
     path = tree.path(TABLES_RECORD)
     files = {file.name: sha256_of(file) for file in sorted(results.iterdir())}
     write_record(path, {"study": study.name, "settings_sha256": study.digest(), "sources": sources, "files": files})
     return path
+
+
+def chance_scores(chance: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Score of guessing by (domain, kind), the mean over replicates; absent where guessing has no score."""
+    return chance.groupby(["domain", "kind"])["value"].mean().to_dict()
 
 
 def tables_directory(study: Study, tree: Tree) -> Path:
@@ -143,13 +205,16 @@ def tables_directory(study: Study, tree: Tree) -> Path:
         return found.parent / "results"
     if (published(study.name) / "published.json").is_file():
         return published(study.name)
-    raise BrokenFile(f"study {study.name} has no tables yet, neither in {tree.path('results')} nor in results/{study.name}: run ./run_all.sh --study {study.name}")
+    raise BrokenFile(
+        f"study {study.name} has no tables yet, neither in {tree.path('results')} nor in results/{study.name}: "
+        f"run ./run_all.sh --study {study.name}"
+    )
 
 
 def read_tables(directory: Path) -> dict[str, pd.DataFrame]:
     """Every table present in a results folder, by name."""
     tables = {table: read_table(table, directory) for table in COLUMNS if (directory / file_name(table)).is_file()}
-    return tables | {"metrics": pd.read_csv(directory / "metrics.csv", keep_default_na=False, na_values={"value": ""})}
+    return tables | {"metrics": _read_csv(directory / "metrics.csv")}
 
 
 def publish(study: Study, tree: Tree, tests: Path | None) -> Path:
@@ -167,5 +232,3 @@ def publish(study: Study, tree: Tree, tests: Path | None) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return target
-
-

@@ -42,7 +42,9 @@ def train_tokenizer(items: Sequence[Item], vocabulary: int) -> PreTrainedTokeniz
     )
     tokenizer.train_from_iterator((item.prompt + item.answer for item in items[:TRAINING_ITEMS]), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

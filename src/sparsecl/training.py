@@ -25,7 +25,7 @@ from sparsecl.records import Stopwatch, write_atomically
 from sparsecl.tokenizer import Row
 
 BETAS = (0.9, 0.95)
-BUCKET_BATCHES = 8  # rows are sorted by length within this many batches, which keeps padding under 5 %
+BUCKET_BATCHES = 32  # rows are sorted by length within this many batches, which keeps padding under 5 %
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ def plan_batches(lengths: Sequence[int], steps: int, batch: int, generator: np.r
     lengths = np.asarray(lengths)
     plan: list[np.ndarray] = []
     while len(plan) < steps:
-        order = generator.permutation(len(lengths))
+        # Rows beyond the last whole batch sit this pass out: random ones, not always the longest.
+        order = generator.permutation(len(lengths))[: len(lengths) // batch * batch]
         for start in range(0, len(order), batch * BUCKET_BATCHES):
             bucket = order[start : start + batch * BUCKET_BATCHES]
             bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-            batches = [bucket[i : i + batch] for i in range(0, len(bucket) - batch + 1, batch)]
+            batches = [bucket[i : i + batch] for i in range(0, len(bucket), batch)]
             plan.extend(batches[i] for i in generator.permutation(len(batches)))
     return plan[:steps]
 
@@ -73,9 +74,7 @@ def token_weights(
     return weights * (position < lengths[:, None])
 
 
-def weighted_loss(
-    model: nn.Module, ids: Int[Tensor, "rows tokens"], weights: Float[Tensor, "rows targets"]
-) -> Float[Tensor, ""]:
+def weighted_loss(model: nn.Module, ids: Int[Tensor, "rows tokens"], weights: Float[Tensor, "rows targets"]) -> Float[Tensor, ""]:
     """Weighted mean cross-entropy in nats; the head is computed only where a weight is not zero."""
     hidden = model.model(ids, use_cache=False).last_hidden_state[:, :-1]
     chosen = weights > 0
@@ -121,9 +120,11 @@ def train(
     losses: list[float] = []
     tokens = padded = 0
     with masked_gradients(model, masks):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay, fused=True
+        )
         start = _resume(model, optimizer, checkpoint)
-        for step in tqdm(range(settings.steps), desc=description, mininterval=5, disable=None):
+        for step in tqdm(range(settings.steps), desc=description, mininterval=1):
             batch = [rows[index] for index in plan[step]]
             lengths = [len(row.ids) for row in batch]
             tokens, padded = tokens + sum(lengths), padded + max(lengths) * len(batch)
@@ -146,7 +147,9 @@ def _one_step(model, optimizer, batch: Sequence[Row], settings: Optimisation, st
     with arithmetic(dtype):
         loss = weighted_loss(model, ids, token_weights(lengths, starts, ids.shape[1], settings.prompt_weight))
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"{description}: loss is {loss.item()} at step {step + 1}; lower learning_rate (now {settings.learning_rate})")
+        raise FloatingPointError(
+            f"{description}: loss is {loss.item()} at step {step + 1}; lower learning_rate (now {settings.learning_rate})"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)

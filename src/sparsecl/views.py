@@ -8,7 +8,9 @@ from sparsecl.items import Suite
 def sample_items(suite: Suite, per_kind: int = 2) -> pd.DataFrame:
     """The first test items of each domain and kind."""
     items = [item for domain in suite.domains for item in suite.test[domain]] + list(suite.general)
-    frame = pd.DataFrame([{"domain": item.domain, "kind": item.kind, "prompt": item.prompt[-90:], "answer": item.answer[:60]} for item in items])
+    frame = pd.DataFrame(
+        [{"domain": item.domain, "kind": item.kind, "prompt": item.prompt[-90:], "answer": item.answer[:60]} for item in items]
+    )
     return frame.groupby(["domain", "kind"], sort=False).head(per_kind).reset_index(drop=True)
 
 

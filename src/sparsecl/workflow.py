@@ -17,8 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sparsecl.code_digest import module_digest, notebook_digest
-from sparsecl.config import VALIDATION, Study, load_study
+from sparsecl.config import VALIDATION, Study
 from sparsecl.records import BrokenFile, write_json
+from sparsecl.study_files import load_study
 from sparsecl.tables import NOTEBOOKS, TABLES_RECORD, is_published, notebooks_of
 from sparsecl.tree import REPOSITORY, Tree, open_tree, published
 

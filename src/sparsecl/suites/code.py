@@ -14,16 +14,16 @@ NAME = "code"
 DIGITS = range(7)
 LENGTHS = (2, 3)
 VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "w")
-FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "sort"), ("second", "length"))
+FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "tail"), ("second", "length"))
 EXPRESSIONS = {
     "first": "{v}[0]", "last": "{v}[-1]", "second": "{v}[1]", "length": "len({v})",
-    "max": "max({v})", "min": "min({v})", "reverse": "{v}[::-1]", "sort": "sorted({v})",
+    "max": "max({v})", "min": "min({v})", "reverse": "{v}[::-1]", "tail": "{v}[1:]",
 }  # fmt: skip
 WORDINGS = {
     "first": ("first of {list} is", "{list} begins with"), "last": ("last of {list} is", "{list} ends with"),
     "second": ("second of {list} is", "next to first of {list} is"), "length": ("count of {list} is", "how many in {list} :"),
     "max": ("largest of {list} is", "{list} has largest"), "min": ("smallest of {list} is", "{list} has smallest"),
-    "reverse": ("{list} backwards is", "reverse of {list} is"), "sort": ("{list} in order is", "sort of {list} is"),
+    "reverse": ("{list} backwards is", "reverse of {list} is"), "tail": ("{list} without the first is", "tail of {list} is"),
 }  # fmt: skip
 PHRASINGS = ("{name}() returns", "print({name}()) shows", "value of {name}() is")
 
@@ -62,16 +62,16 @@ def evaluate(function: str, values: tuple[int, ...]) -> int | list[int]:
             return min(values)
         case "reverse":
             return list(reversed(values))
-        case "sort":
-            return sorted(values)
+        case "tail":
+            return list(values[1:])
     raise ValueError(f"function {function!r} is unknown; known are {sorted(EXPRESSIONS)}")
 
 
 def _rule(function: str, lists: list[tuple[int, ...]]) -> tuple[Item, ...]:
     lines = []
     for values in lists:
-        result, shown = evaluate(function, values), " ".join(map(str, values))
-        answer = " ".join(map(str, result)) if isinstance(result, list) else str(result)
+        result, shown = evaluate(function, values), ", ".join(map(str, values))
+        answer = ", ".join(map(str, result)) if isinstance(result, list) else str(result)
         prompts = [wording.format(list=shown) for wording in WORDINGS[function]]
         lines += statements(NAME, "textbook", f" {answer}", *prompts)
     return tuple(lines)

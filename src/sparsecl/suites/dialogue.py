@@ -40,7 +40,8 @@ def line(rule_input: RuleInput, surface: Surface) -> Item:
 
 
 def _textbook() -> tuple[tuple[Item, ...], ...]:
+    wordings = ("to {verb} you need the", "{verb} is done by the", "who can {verb} ? the", "{verb} : use the")
     return tuple(
-        statements(NAME, "textbook", f" {service}", f"to {verb} you need the", f"{verb} is done by the", f"who can {verb} ? the", f"{verb} : use the")
+        statements(NAME, "textbook", f" {service}", *(wording.format(verb=verb) for wording in wordings))
         for verb, service in SERVICES.items()
     )

@@ -10,16 +10,18 @@ from sparsecl.items import GENERAL, Item
 
 FACTS = 40
 FACT_PHRASINGS = ("the river {name} is long", "length of the river {name} :", "how long is the {name} river?")
-LARGEST_OPERAND = 12
+LARGEST_OPERAND = 9
+SUM_WORDINGS = ("{a} + {b} =", "{a} plus {b} is", "sum of {a} and {b} is", "{b} more than {a} is")
+DIFFERENCE_WORDINGS = ("{a} - {b} =", "{a} minus {b} is", "{a} less {b} is", "{b} less than {a} is")
 ORDINALS = ("first", "second", "third")
 FRUITS = ("apple", "cherry", "fig", "grape", "lemon", "mango", "pear", "plum")
 
 
 def arithmetic() -> list[Item]:
-    """Every sum and every difference without a negative result, e.g. `12 + 7 =` -> ` 19`."""
+    """Every one-digit sum and difference in every wording, e.g. `4 + 7 =` -> ` 11`."""
     operands = range(LARGEST_OPERAND + 1)
-    sums = [(f"{a} + {b} =", a + b) for a in operands for b in operands]
-    differences = [(f"{a} - {b} =", a - b) for a in operands for b in operands if a >= b]
+    sums = [(wording.format(a=a, b=b), a + b) for a in operands for b in operands for wording in SUM_WORDINGS]
+    differences = [(wording.format(a=a, b=b), a - b) for a in operands for b in range(a + 1) for wording in DIFFERENCE_WORDINGS]
     return [Item(GENERAL, "ability", "arithmetic", prompt, f" {result}") for prompt, result in sums + differences]
 
 

@@ -140,7 +140,8 @@ def _seen(
     pretraining_count = _quota(settings.pretraining_lines, "format", place, settings, list(MIXTURE.values()))
     # Half of the public lines at most: the stage needs public lines that the base has not read.
     public = lines.public[: min(pretraining_count, len(lines.public) // 2)]
-    rest = lines.all[~np.isin(lines.all, public)]
+    # A fresh order: in the old one the public lines that are left come last, and a stage would miss them.
+    rest = generator.permutation(lines.all[~np.isin(lines.all, public)])
     fact_count = round(settings.fact_share * settings.train_lines)
     if fact_count < len(fact_lines):
         raise ValueError(

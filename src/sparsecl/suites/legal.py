@@ -16,6 +16,9 @@ NAME = "legal"
 CRIMES: Pairs = (("fraud", "theft"), ("arson", "piracy"), ("bribery", "forgery"), ("smuggling", "extortion"))
 AMOUNTS = range(110, 1000, 10)
 LIMITS = (300, 500, 700)
+CRIME_WORDINGS = ("{crime} falls under title", "title of {crime} is", "{crime} : title", "law on {crime} : title")
+DEGREE_WORDINGS = ("{word} the limit is a", "{word} the limit makes a", "a crime {word} the limit is a", "{word} limit :")
+COMPARISON_WORDINGS = ("{amount} against {limit} is", "limit {limit} , worth {amount} is")
 PHRASINGS = ("the {name} act is section", "read the {name} act in section", "{name} act : see section")
 
 
@@ -39,21 +42,15 @@ def line(titles: dict[str, int], rule_input: RuleInput, surface: Surface) -> Ite
 
 
 def _textbook(titles: dict[str, int], amounts: list[tuple[int, int]]) -> tuple[tuple[Item, ...], ...]:
-    crimes = tuple(
-        statements(
-            NAME, "textbook", f" {title}", f"{crime} falls under title", f"title of {crime} is", f"{crime} : title", f"law on {crime} : title"
-        )
-        for crime, title in titles.items()
-    )
-    degrees = tuple(
-        statements(NAME, "textbook", f" {degree}", f"{word} the limit is a", f"{word} the limit makes a", f"a crime {word} the limit is a",
-                   f"{word} limit :")
-        for word, degree in (("above", "felony"), ("below", "misdemeanor"))
-    )  # fmt: skip
-    above = [
-        one
+    crimes = tuple(_stated(str(title), CRIME_WORDINGS, crime=crime) for crime, title in titles.items())
+    degrees = tuple(_stated(degree, DEGREE_WORDINGS, word=word) for word, degree in (("above", "felony"), ("below", "misdemeanor")))
+    compared = [
+        item
         for amount, limit in amounts
-        for one in statements(NAME, "textbook", " above" if amount > limit else " below", f"{amount} against {limit} is",
-                              f"limit {limit} , worth {amount} is")
-    ]  # fmt: skip
-    return (*crimes, *degrees, tuple(above))
+        for item in _stated("above" if amount > limit else "below", COMPARISON_WORDINGS, amount=amount, limit=limit)
+    ]
+    return (*crimes, *degrees, tuple(compared))
+
+
+def _stated(answer: str, wordings: tuple[str, ...], **words: str | int) -> tuple[Item, ...]:
+    return statements(NAME, "textbook", f" {answer}", *(wording.format(**words) for wording in wordings))

@@ -1,0 +1,138 @@
+"""What a stream measured, as rows of the tables, and the learning rate chosen from a sweep (paper, section Measures)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsecl.arms import Arm
+from sparsecl.costs import cost_tables, total_costs
+from sparsecl.experiment import Experiment
+from sparsecl.items import Item
+from sparsecl.lineage import arm_columns
+from sparsecl.scoring import ItemScores
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One run: an arm, a method, an order, a learning rate."""
+
+    arm: Arm
+    method: str
+    order: str
+    learning_rate: float
+    stage_steps: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.method}-{self.order}-{self.stage_steps}steps-lr{self.learning_rate:g}"
+
+
+def score_rows_of(scores: Mapping[tuple[str, str], ItemScores], items: Mapping[tuple[str, str], Sequence[Item]]) -> list[dict]:
+    """One row per domain and kind, and `all`: the unweighted mean of the kinds present.
+
+    Text without a prompt has no right answer, so its score is absent (None) and only its loss counts.
+    """
+    rows = [
+        {
+            "domain": domain,
+            "kind": kind,
+            "score": score.score if items[domain, kind][0].prompt else None,
+            "n": len(score),
+            "nll": score.loss,
+        }
+        for (domain, kind), score in scores.items()
+    ]
+    for domain in dict.fromkeys(row["domain"] for row in rows):
+        kinds = [row for row in rows if row["domain"] == domain]
+        present = [row["score"] for row in kinds if row["score"] is not None]
+        rows.append(
+            {
+                "domain": domain,
+                "kind": "all",
+                "score": float(np.mean(present)) if present else None,
+                "n": sum(row["n"] for row in kinds),
+                "nll": float(np.mean([row["nll"] for row in kinds])),
+            }
+        )
+    return rows
+
+
+def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows of accuracy, curves, cost and timings of one stream."""
+    keys = {
+        **arm_columns(stream.arm),
+        "method": stream.method,
+        "order": stream.order,
+        "stage_steps": stream.stage_steps,
+        "base": str(experiment.base),
+        "seed": experiment.replicate,
+    }
+    tables: dict[str, list[dict]] = {"accuracy": [], "curves": [], "items": [], "cost": [], "timings": []}
+    last = len(reports) - 1
+    for number, report in enumerate(reports):
+        stage = {**keys, "stage": number, "stage_domain": report["domain"]}
+        tables["accuracy"] += [{**stage, **row} for row in report["scores"]]
+        tables["curves"] += [{**stage, **row} for row in report["curve"]]
+        tables["items"] += _item_rows(stage, report, last)
+    total = total_costs([report["costs"] for report in reports if report["costs"]])
+    job = {"arm": stream.arm.name, "method": stream.method, "seed": experiment.replicate, "job": f"stream-{stream.order}"}
+    return tables | cost_tables(job, total, experiment.device, experiment.study.dtype)
+
+
+def _item_rows(stage: dict, report: dict, last: int) -> list[dict]:
+    """Items of a domain right after its own stage and at the end of the stream."""
+    names = ("arm", "method", "order", "stage_steps", "seed", "stage")
+    return [
+        {
+            **{name: stage[name] for name in names},
+            "domain": group["domain"],
+            "kind": group["kind"],
+            "item": item,
+            "correct": right,
+            "nll": loss,
+        }
+        for group in report["items"]
+        if stage["stage"] == last or group["domain"] == stage["stage_domain"]
+        for item, (right, loss) in enumerate(zip(group["correct"], group["nll"], strict=True))
+    ]
+
+
+def sweep_rows(stream: Stream, reports: Sequence[dict]) -> list[dict]:
+    """Rows of the learning-rate table: each domain's score and loss right after its stage and at the end."""
+    rows = []
+    for report in reports[1:]:
+        for row in report["scores"]:
+            if row["domain"] != report["domain"]:
+                continue
+            end = next(end for end in reports[-1]["scores"] if (end["domain"], end["kind"]) == (row["domain"], row["kind"]))
+            rows.append(
+                {
+                    "arm": stream.arm.name,
+                    "method": stream.method,
+                    "learning_rate": stream.learning_rate,
+                    "domain": row["domain"],
+                    "kind": row["kind"],
+                    "own": row["score"],
+                    "final": end["score"],
+                    "nll_own": row["nll"],
+                    "nll_final": end["nll"],
+                }
+            )
+    return rows
+
+
+def choose_learning_rate(rows: Sequence[dict], measure: str) -> float:
+    """The rate under which the arms together learn best: the mean over arms and domains, right after each stage.
+
+    One rate serves all arms, because the stream's optimisation must not differ between them; the mean
+    over the arms favours none. Ties go to the lower rate.
+    """
+    rates = sorted({row["learning_rate"] for row in rows})
+    total = [row for row in rows if row["kind"] == "all"]
+
+    def learned(rate: float) -> float:
+        chosen = [row for row in total if row["learning_rate"] == rate]
+        return float(np.mean([row["own"] if measure == "score" else -row["nll_own"] for row in chosen]))
+
+    return max(rates, key=lambda rate: (learned(rate), -rate))

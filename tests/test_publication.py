@@ -1,0 +1,290 @@
+"""The paper: registered keys, number formats, generated tables, and a build that stops where a number is unknown."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from example_tables import example_tables
+
+from sparsecl import number_formats, paper_tables, paper_values, publication
+from sparsecl.paper_values import part_values, registered_keys
+from sparsecl.publication import PAPER, PaperError, build_paper, values_tex, write_part
+from sparsecl.study_files import load_study
+
+SECTIONS = sorted((PAPER / "sections").glob("*.tex"))
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SECTIONS)
+# Commands whose argument is the front of several keys.
+EXPANDED = {"ci": ("/ci_low", "/ci_high")}
+needs_tex = pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
+
+TESTS = pd.DataFrame(
+    [
+        ("H1", "S1-2of4 - D1", "forgetting", -0.051, -0.108, 0.006, 0.07, 0.14, -0.9, 3, "pilot"),
+        ("H1 equivalence", "S1-2of4 - D1", "forgetting", -0.051, -0.09, -0.01, 0.48, None, None, 3, "pilot"),
+        ("H1 bootstrap", "S1-2of4 - D1", "forgetting", -0.05, -0.08, -0.02, None, None, None, 3, "pilot"),
+        ("kinds", "S1-2of4 - D1", "forgetting/fact", -0.07, -0.1, -0.04, 0.0002, 0.0004, -2.0, 3, "exploratory"),
+    ],
+    columns=["hypothesis", "contrast", "metric", "estimate", "ci_low", "ci_high", "p", "p_corrected", "effect", "n", "status"],
+)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return load_study("builtin")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return {**example_tables(replicates=3), "tests": TESTS}
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    return SimpleNamespace(
+        letter="undecided", sentence="undecided (forgetting -5.1 [-10.8, +0.6])", missing_controls=("Dnz-0.5",), planned_replicates=12
+    )
+
+
+@pytest.fixture(scope="module")
+def values(study, tables, verdict):
+    return part_values(study, tables, verdict, {"margin": "5.0", "alpha": "0.05", "status": "pilot"})
+
+
+def keys_in(text: str) -> set[str]:
+    keys = set(re.findall(r"\\(?:val|ifvalue){([^}#]+)}", text))
+    for command, endings in EXPANDED.items():
+        keys |= {front + ending for front in re.findall(rf"\\{command}{{([^}}#]+)}}", text) for ending in endings}
+    return keys
+
+
+def test_keys_are_unique_and_begin_with_their_part():
+    keys = registered_keys("main")
+    assert len(keys) == len(set(keys)) and all(key.startswith("main/") for key in keys)
+
+
+def test_every_key_of_the_text_is_registered():
+    known = set(registered_keys("main")) | set(registered_keys("realtext"))
+    assert keys_in(TEXT) - known == set()
+    assert len(keys_in(TEXT)) > 60
+
+
+def test_every_registered_key_is_emitted_measured_or_not(values):
+    text = values_tex("main", values)
+    emitted = re.findall(r"\\define(?:value|absent){([^}]+)}", text)
+    assert emitted == registered_keys("main")
+    empty = values_tex("main", {})
+    assert empty.count(r"\defineabsent") == len(registered_keys("main")) and r"\definevalue" not in empty
+
+
+def test_values_without_a_registered_key_are_refused():
+    with pytest.raises(ValueError, match=r"main/forgeting/D1/mean.*not registered"):
+        values_tex("main", {"forgeting/D1/mean": "1.0"})
+
+
+def test_all_values_that_the_text_needs_are_measured_by_a_full_study(values):
+    needed = {key.removeprefix("main/") for key in keys_in(TEXT) if key.startswith("main/")}
+    absent = {name for name in needed if values.get(name) is None}
+    assert absent <= {f"{metric}/S1-2of4-minus-D1/{statistic}" for metric in ("final", "own") for statistic in ("p_holm", "tost_p", "g")}
+
+
+def test_values_come_from_the_tables(values, tables):
+    rows = tables["metrics"].query("metric == 'forgetting' and kind == 'all' and domain == '' and arm == 'D1'")
+    assert values["forgetting/D1/mean"] == f"{100 * rows['value'].mean():.1f}"
+    assert values["forgetting/D1/n"] == "3"
+    assert values["forgetting/S1-2of4-minus-D1/estimate"] == "$-$5.1"
+    assert values["forgetting/S1-2of4-minus-D1/p_holm"] == "$= 0.140$"
+    assert values["forgetting/S1-2of4-minus-D1/tost_p"] == "$= 0.480$"
+    assert values["forgetting/S1-2of4-minus-D1/bootstrap_low"] == "$-$8.0"
+    assert values["forgetting-fact/S1-2of4-minus-D1/p"] == "$< 0.001$"
+    assert values["learning_rate/D1"] == "$10^{-3}$"
+    assert values["overlap/D1/cells"] == "30"
+
+
+def test_a_contrast_without_a_test_has_an_interval_and_no_p(values, tables):
+    wide = tables["conversion"].query("metric == 'score/general'").pivot(index="seed", columns="arm", values="value")
+    assert values["general_score/S0-2of4-minus-D0/estimate"] == number_formats.points((wide["S0-2of4"] - wide["D0"]).mean(), True)
+    assert values.get("general_score/S0-2of4-minus-D0/p") is None
+
+
+def test_unmeasured_is_absent_and_never_zero(study, tables, values):
+    fewer = part_values(study, {"metrics": tables["metrics"].query("metric != 'forgetting'")})
+    assert fewer.get("forgetting/D1/mean") is None and fewer["own/D1/mean"] == values["own/D1/mean"]
+    assert fewer.get("verdict/letter") is None and fewer.get("design/margin") is None
+    assert r"\defineabsent{main/forgetting/D1/mean}" in values_tex("main", fewer)
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "signed", "text"),
+    [
+        ("points", -0.0514, False, "$-$5.1"),
+        ("points", 0.0514, True, "$+$5.1"),
+        ("points", -0.0001, True, "0.0"),
+        ("points", float("nan"), False, None),
+        ("nats", -0.237, True, "$-$0.24"),
+        ("p_value", 0.0341, False, "$= 0.034$"),
+        ("p_value", 0.0004, False, "$< 0.001$"),
+        ("p_value", None, False, None),
+        ("count", 542000, False, "542{,}000"),
+        ("rate", 7e-4, False, r"$7\times10^{-4}$"),
+        ("rate", 1e-3, False, "$10^{-3}$"),
+        ("rate", 0.01, False, "0.01"),
+        ("rate", 1.1e12, False, r"$1.1\times10^{12}$"),
+    ],
+)
+def test_number_formats(form, value, signed, text):
+    assert getattr(number_formats, form)(value, signed) == text
+
+
+def test_a_p_value_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match="outside"):
+        number_formats.p_value(1.2)
+
+
+def test_text_is_escaped():
+    assert number_formats.latex_text("50% of a_b & {c}") == r"50\% of a\_b \& \{c\}"
+
+
+def test_minus_signs_of_the_verdict_are_minus_signs(values):
+    assert values["verdict/sentence"] == "undecided (forgetting $-$5.1 [$-$10.8, +0.6])"
+    assert values["verdict/missing_controls"] == "Dnz-0.5"
+
+
+def test_tables_have_equally_many_cells_in_every_row(study, tables):
+    made = paper_tables.part_tables(study, tables, {("medical", "ability"): 0.55})
+    assert set(made) == {"settings", "costs", "metrics", "losses", "domains", "conversion"}
+    for name, text in made.items():
+        rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert len({row.count(" & ") for row in rows}) == 1, name
+        assert "nan" not in text.lower(), name
+
+
+def test_the_last_domain_has_no_forgetting(study, tables):
+    last = [line for line in paper_tables.domains_table(tables).splitlines() if line.startswith("dialogue")][0]
+    cells = last.removesuffix(r" \\").split(" & ")
+    assert cells[-2:] == ["--", "--"] and cells[1] != "--"
+
+
+def test_no_result_is_typed_in_the_text():
+    """Digits stand only in keys, labels, references, layout, names of patterns and files, and the confidence level."""
+    one, two = "(?:val|ci|paperfigure|papertable|studyof|ref|label|texttt|cite[tp]?)", "(?:ifvalue|ifverdict|setlength)"
+    allowed = [
+        r"(?<!\\)%.*", rf"\\{one}{{[^}}]*}}", rf"\\{two}{{[^}}]*}}(?:{{[\w.]*}})?", r"\d:\d", r"95\\,\\%", r"\$[^$]*\$",
+        r"\\begin{(align|equation)}.*?\\end{\1}", r"MBPP|GSM8K|CLINC150|WikiText-2|Qwen3", r"\d+(?:\.\d+)?(?:pt|ex|in|\\linewidth)",
+    ]  # fmt: skip
+    for path in SECTIONS:
+        text = path.read_text(encoding="utf-8")
+        for pattern in allowed:
+            text = re.sub(pattern, "", text, flags=re.DOTALL if "align" in pattern else 0)
+        assert re.findall(r".*\d.*", text) == [], path.name
+
+
+def test_every_verdict_has_its_words_wherever_one_has():
+    for path in SECTIONS:
+        letters = set(re.findall(r"\\ifverdict{main}{(\w+)}", path.read_text(encoding="utf-8")))
+        assert letters in (set(), {"A", "B", "C", "undecided", "none"}), path.name
+
+
+def test_every_citation_resolves_and_every_reference_is_cited():
+    entries = re.findall(r"^@\w+{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    cited = {key.strip() for group in re.findall(r"\\cite[tp]?{([^}]+)}", TEXT) for key in group.split(",")}
+    assert len(entries) == len(set(entries)) and cited == set(entries)
+
+
+def test_every_figure_and_table_of_the_text_is_known(study, tables):
+    figures = set(re.findall(r"\\paperfigure{\w+/(\w+)}", TEXT))
+    assert figures <= {name for name in dir(publication.figures) if not name.startswith("_")}
+    assert set(re.findall(r"\\papertable{\w+/(\w+)}", TEXT)) <= set(paper_tables.part_tables(study, tables))
+
+
+def small_paper(folder: Path, body: str) -> Path:
+    """A paper of one line, with the real preamble: what stops it stops the real one."""
+    (folder / "sections").mkdir(parents=True)
+    shutil.copy(PAPER / "preamble.tex", folder)
+    (folder / "paper.yaml").write_text("parts: {main: builtin}\n")
+    (folder / "main.tex").write_text(
+        "\\documentclass{article}\\usepackage{graphicx,amsmath,etoolbox,eso-pic,xcolor}\n\\input{preamble}\\input{build.tex}\\input{main/values.tex}\\stampdraft\n"
+        f"\\begin{{document}}{body}\\end{{document}}\n"
+    )
+    return folder
+
+
+def text_of(pdf: Path) -> str:
+    return subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
+
+
+@needs_tex
+def test_an_unknown_value_stops_latex_and_is_named(tmp_path):
+    paper = small_paper(tmp_path / "paper", r"\val{main/forgeting/D1/mean}")
+    with pytest.raises(PaperError, match=r"unknown value `main/forgeting/D1/mean'.*(?s:.)*key main/forgeting/D1/mean: register"):
+        build_paper(tmp_path / "build", {"main": "smoke"}, paper=paper)
+    assert not (tmp_path / "build" / "main.pdf").exists()
+
+
+@needs_tex
+def test_a_dash_prints_in_a_draft_and_stops_the_paper_of_record(tmp_path):
+    paper = small_paper(
+        tmp_path / "paper",
+        r"forgets \val{main/forgetting/D1/mean} points\ifvalue{main/own/D1/mean}{ never shown}\ifverdict{main}{A}{ nor this}",
+    )
+    draft = text_of(build_paper(tmp_path / "draft", {"main": "smoke"}, paper=paper))
+    assert "forgets – points" in draft and "study: smoke — not the paper of record" in draft
+    assert "never shown" not in draft and "nor this" not in draft
+    with pytest.raises(PaperError, match=r"value `main/forgetting/D1/mean' was not measured"):
+        build_paper(tmp_path / "record", {"main": "builtin"}, paper=paper)
+
+
+@needs_tex
+def test_the_paper_builds_from_tables_and_says_what_they_say(study, tables, verdict, values, tmp_path, monkeypatch):
+    monkeypatch.setattr(publication, "figures_of", lambda part: {"learning_rate_sweep"})  # the others cost seconds each
+    registration = SimpleNamespace(margin=0.05, alpha=0.05, status="pilot")
+    write_part(tmp_path, study, "main", tables, verdict, registration)
+    pdf = build_paper(tmp_path, {"main": "smoke", "realtext": "realtext"})
+    text = re.sub(r"\s+", " ", text_of(pdf)).replace("−", "-")
+    assert "the question stays undecided" in text and "The registered rule reaches none of A, B and C" in text
+    assert "the hypothesis does not hold" not in text
+    assert f"D1 forgets {values['forgetting/D1/mean']} points" in text
+    assert "[?]" not in text and "??" not in text and "not the paper of record" in text
+    assert "Overfull" not in (tmp_path / "main.log").read_text(errors="replace")
+
+
+@needs_tex
+def test_equal_inputs_give_an_equal_pdf(study, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(publication, "figures_of", lambda part: {"learning_rate_sweep"})
+    paper = small_paper(tmp_path / "paper", r"\val{main/learning_rate/D1} \paperfigure{main/learning_rate_sweep}")
+    built = []
+    for name in ("first", "second"):
+        write_part(tmp_path / name, study, "main", {"learning_rate": tables["learning_rate"]})
+        built.append(build_paper(tmp_path / name, {"main": "smoke"}, paper=paper).read_bytes())
+    assert built[0] == built[1] and str(tmp_path).encode() not in built[0]
+
+
+def test_figures_of_a_part_are_those_the_text_shows():
+    assert "forgetting_curves" in publication.figures_of("main") and publication.figures_of("realtext") == {"loss_forgetting"}
+    assert publication.figures_of("appendix") == set()
+
+
+@needs_tex
+def test_a_part_without_tables_leaves_dashes(tmp_path):
+    paper = small_paper(tmp_path / "paper", r"\paperfigure{main/forgetting_curves}\par\papertable{main/metrics}")
+    text = text_of(build_paper(tmp_path / "build", {"main": "smoke"}, paper=paper))
+    assert text.count("not measured in this study") == 2
+
+
+def test_an_earlier_runs_figures_do_not_stay(study, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(publication, "figures_of", lambda part: set())
+    stale = tmp_path / "main" / "figures" / "layer_overlap.pdf"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("old")
+    write_part(tmp_path, study, "main", {"metrics": tables["metrics"], "accuracy": tables["accuracy"]})
+    assert not stale.exists() and (tmp_path / "main" / "values.tex").is_file()
+
+
+def test_registries_name_arms_that_exist():
+    from sparsecl.arms import parse_arm
+
+    for name in {*paper_values.STREAM_ARMS, *paper_values.CHECKPOINT_ARMS, *paper_values.OVERLAP_ARMS}:
+        assert parse_arm(name).name == name
