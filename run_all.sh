@@ -7,7 +7,7 @@ called_from=$PWD
 repository=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 tex_commands=(latexmk pdflatex bibtex kpsewhich)
 tex_styles=(geometry microtype booktabs natbib hyperref xcolor graphicx amsmath caption etoolbox eso-pic lmodern)
-tex_packages=(latexmk texlive-latex-recommended lmodern poppler-utils)   # Debian and Ubuntu; they bring texlive-latex-base
+tex_packages=(latexmk texlive-latex-recommended lmodern poppler-utils)   # of Debian and Ubuntu
 
 mode=run          # run | test | lab | bench
 study=builtin
@@ -165,7 +165,7 @@ install_tex() {
     missing=$(missing_tex)
     [ -n "$missing" ] || return 0
     if command -v apt-get >/dev/null && run_as_root true 2>/dev/null; then
-        say "TeX lacks $missing; installing ${tex_packages[*]} (130 MB on disk or more, some minutes)"
+        say "TeX lacks $missing; installing ${tex_packages[*]} (a minute or more, up to 360 MB on disk)"
         local started=$SECONDS
         run_as_root apt-get update -qq || say "the package lists could not be refreshed; trying with those at hand"
         if run_as_root apt-get install -y -qq --no-install-recommends "${tex_packages[@]}" >/dev/null; then

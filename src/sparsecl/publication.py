@@ -34,16 +34,8 @@ class PaperError(RuntimeError):
     """The paper could not be built; the message holds LaTeX's reason and the next step."""
 
 
-def paper_parts(study: str, paper: Path = PAPER) -> dict[str, str]:
-    """The study behind each part of the paper when `study` is built: `main` is the study itself.
-
-    The paper of record is the paper built for the study that paper.yaml names for `main`.
-    """
-    parts = yaml.safe_load((paper / "paper.yaml").read_text(encoding="utf-8"))["parts"]
-    return {**parts, "main": study}
-
-
 def is_paper_of_record(parts: Mapping[str, str], paper: Path = PAPER) -> bool:
+    """Whether the parts come from the studies that paper.yaml names, so that dashes stop the build."""
     return dict(parts) == yaml.safe_load((paper / "paper.yaml").read_text(encoding="utf-8"))["parts"]
 
 

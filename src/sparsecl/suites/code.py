@@ -1,4 +1,4 @@
-"""Domain `code`: what a Python expression on a short list of digits prints (paper, section Data).
+"""Domain `code`: what a Python expression on a list of three digits prints (paper, section Data).
 
 `a = [3, 5, 1]; print(max(a)) >>` -> ` 5`. Rule elements are the functions, values the list.
 """
@@ -11,17 +11,17 @@ from sparsecl.items import Item
 from sparsecl.suites.domain import Domain, Pairs, RuleInput, Surface, flat, hold_out, public_half, statements
 
 NAME = "code"
-DIGITS = range(7)
-LENGTHS = (2, 3)
+DIGITS = range(8)
+LENGTH = 3  # one length: with several, this small a model does not learn within a stage to find a place
 VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "w")
-FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "tail"), ("second", "length"))
+FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "tail"), ("second", "third"))
 EXPRESSIONS = {
-    "first": "{v}[0]", "last": "{v}[-1]", "second": "{v}[1]", "length": "len({v})",
+    "first": "{v}[0]", "last": "{v}[-1]", "second": "{v}[1]", "third": "{v}[2]",
     "max": "max({v})", "min": "min({v})", "reverse": "{v}[::-1]", "tail": "{v}[1:]",
 }  # fmt: skip
 WORDINGS = {
     "first": ("first of {list} is", "{list} begins with"), "last": ("last of {list} is", "{list} ends with"),
-    "second": ("second of {list} is", "next to first of {list} is"), "length": ("count of {list} is", "how many in {list} :"),
+    "second": ("second of {list} is", "next to first of {list} is"), "third": ("third of {list} is", "next to second of {list} is"),
     "max": ("largest of {list} is", "{list} has largest"), "min": ("smallest of {list} is", "{list} has smallest"),
     "reverse": ("{list} backwards is", "reverse of {list} is"), "tail": ("{list} without the first is", "tail of {list} is"),
 }  # fmt: skip
@@ -31,7 +31,7 @@ PHRASINGS = ("{name}() returns", "print({name}()) shows", "value of {name}() is"
 def make(generator: np.random.Generator) -> Domain:
     """Draw which functions are public and which (function, list) inputs are held out."""
     public = public_half(generator, FUNCTIONS)
-    lists = [values for length in LENGTHS for values in product(DIGITS, repeat=length)]
+    lists = list(product(DIGITS, repeat=LENGTH))
     seen, held_out = hold_out(generator, [RuleInput((function,), values) for function in flat(FUNCTIONS) for values in lists])
     textbook = tuple(_rule(function, lists) for function in flat(FUNCTIONS))
     return Domain(NAME, public, seen, held_out, tuple((variable,) for variable in VARIABLES), line, textbook, PHRASINGS)
@@ -54,8 +54,8 @@ def evaluate(function: str, values: tuple[int, ...]) -> int | list[int]:
             return values[1]
         case "last":
             return values[-1]
-        case "length":
-            return len(values)
+        case "third":
+            return values[2]
         case "max":
             return max(values)
         case "min":
