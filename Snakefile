@@ -52,7 +52,7 @@ rule statistics:
     input:
         lambda wildcards: plan.part_inputs(wildcards.part),
     output:
-        "paper/{part}/05_stats.json",
+        "05_stats-{part}.json",
     params:
         code=plan.code("05_stats"),
         study=lambda wildcards: plan.part_study(wildcards.part),

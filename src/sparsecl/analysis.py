@@ -95,7 +95,7 @@ def write_outputs(statistics: StudyTables, analysis: Analysis) -> Path:
     folder = write_part(directory, statistics.study, statistics.part, tables, analysis.verdict, statistics.registration, chance)
     tests = folder / "tests.csv"
     write_atomically(tests, lambda temporary: analysis.tests.to_csv(temporary, index=False))
-    record = folder / "05_stats.json"
+    record = statistics.tree.path(f"05_stats-{statistics.part}.json")
     about = {"notebook": "05_stats", "study": statistics.study.name, "part": statistics.part, "verdict": analysis.verdict.letter}
     write_record(
         record,

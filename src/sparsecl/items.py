@@ -4,7 +4,7 @@ A `Suite` is everything one replicate trains on and is scored on; the generated 
 sets both end here, so nothing after this module knows which one it serves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 GENERAL = "general"  # the domain name of the general mixture; never averaged into the stream's metrics
@@ -33,3 +33,8 @@ class Suite:
     general: tuple[Item, ...]  # held-out general mixture
     chance: Mapping[tuple[str, str], float] = field(default_factory=dict)  # (domain, kind) -> score of guessing
     sources: Mapping[str, str] = field(default_factory=dict)  # file -> sha256, real data only
+
+
+def has_answers(items: Sequence[Item]) -> bool:
+    """Whether the items can be right or wrong: text without a prompt has no right answer, only a loss."""
+    return all(item.prompt for item in items)

@@ -16,6 +16,7 @@ from sparsecl.code_digest import module_digest
 from sparsecl.conversion import calibration_digest, convert
 from sparsecl.costs import training_costs
 from sparsecl.experiment import Experiment, MissingInput
+from sparsecl.items import has_answers
 from sparsecl.masks import Masks, load_masks, masks_digest, save_masks
 from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import sha256_of_json
@@ -126,7 +127,7 @@ def _recover(experiment: Experiment, base: Base, arm: Arm, start: ArmCheckpoint)
     def measure(step: int) -> None:
         if step == 0 or step in points:
             scores = score_rows(start.model, general, study.scoring_batch)
-            curve.append({"step": step, "nll": scores.loss, "score": scores.score})
+            curve.append({"step": step, "nll": scores.loss, "score": scores.score if has_answers(experiment.suite.general) else None})
 
     measure(0)
     log = train(
@@ -140,7 +141,7 @@ def conversion_rows(experiment: Experiment, base: Base, checkpoint: ArmCheckpoin
     items = experiment.suite.general
     scores = score_rows(checkpoint.model, base.rows(items, experiment.study.tokenizer.max_length), experiment.study.scoring_batch)
     values = {"density/attained": 1.0 if checkpoint.masks is None else checkpoint.masks.density, "nll/general": scores.loss}
-    if items[0].prompt:  # text without a prompt has no right answer, only a loss
+    if has_answers(items):
         values["score/general"] = scores.score
         for task in sorted({item.task for item in items}):
             chosen = [index for index, item in enumerate(items) if item.task == task]
@@ -150,9 +151,8 @@ def conversion_rows(experiment: Experiment, base: Base, checkpoint: ArmCheckpoin
 
 def recovery_rows(experiment: Experiment, arm: Arm, curve: Sequence[dict]) -> list[dict]:
     """The recovery curve as rows of the conversion table."""
-    return [
-        _conversion_row(experiment, arm, f"recovery/{name}/{point['step']}", point[name]) for point in curve for name in ("nll", "score")
-    ]
+    measured = [(point["step"], name, point[name]) for point in curve for name in ("nll", "score") if point[name] is not None]
+    return [_conversion_row(experiment, arm, f"recovery/{name}/{step}", value) for step, name, value in measured]
 
 
 def _conversion_row(experiment: Experiment, arm: Arm, metric: str, value: float) -> dict:

@@ -42,12 +42,11 @@ def check_kernel() -> None:
         )
 
 
-def run_notebook(name: str, record: Path, parameters: dict) -> None:
+def run_notebook(name: str, record: Path, executed: Path, parameters: dict) -> None:
     """Execute `notebooks/<name>.ipynb`; afterwards `record` must have been written, or the job failed."""
     notebook = REPOSITORY / "notebooks" / f"{name}.ipynb"
     check_parameters(notebook, parameters)
     check_kernel()
-    executed = record.parent / "notebooks" / f"{name}.ipynb"
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{record}.lock", timeout=0):
@@ -81,13 +80,16 @@ def main(arguments: list[str]) -> int:
     record = Path(record).absolute()
     # Values are YAML, as papermill reads them on its own command line: 3 is a number, [] a list.
     parameters = {key: yaml.safe_load(value) for key, value in (assignment.split("=", 1) for assignment in assignments)}
-    job = f"{name} {record.parent.name}"
+    # A replicate's record lies in the replicate's folder, a study's in the tree, where Snakemake runs.
+    job = record.stem if record.parent == Path.cwd() else f"{name} {record.parent.name}"
     status = Path(".status") / f"{job.replace(' ', '.')}.json"
     write_json(status, {"job": job, "state": "running", "process": os.getpid()})
     try:
-        run_notebook(name, record, parameters)
-    except (RuntimeError, ValueError) as error:
+        run_notebook(name, record, Path("notebooks") / f"{job.replace(' ', '.')}.ipynb", parameters)
+    except Exception as error:  # whatever stops a job, the summary must name it
         write_json(status, {"job": job, "state": "failed", "message": str(error)})
+        if not isinstance(error, RuntimeError | ValueError):
+            raise
         print(f"{job}: {error}", file=sys.stderr)
         return 1
     status.unlink()

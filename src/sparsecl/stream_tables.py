@@ -8,7 +8,7 @@ import numpy as np
 from sparsecl.arms import Arm
 from sparsecl.costs import cost_tables, total_costs
 from sparsecl.experiment import Experiment
-from sparsecl.items import Item
+from sparsecl.items import Item, has_answers
 from sparsecl.lineage import arm_columns
 from sparsecl.scoring import ItemScores
 
@@ -37,7 +37,7 @@ def score_rows_of(scores: Mapping[tuple[str, str], ItemScores], items: Mapping[t
         {
             "domain": domain,
             "kind": kind,
-            "score": score.score if items[domain, kind][0].prompt else None,
+            "score": score.score if has_answers(items[domain, kind]) else None,
             "n": len(score),
             "nll": score.loss,
         }

@@ -116,7 +116,7 @@ class Plan:
         """One 05_stats record for each part that has tables: this study's and the published ones."""
         own = [part for part, name in self.parts().items() if name == self.study.name]
         others = [part for part, name in self.parts().items() if name != self.study.name and (published(name) / "published.json").is_file()]
-        return [f"paper/{part}/{STATISTICS}.json" for part in own + others]
+        return [f"{STATISTICS}-{part}.json" for part in own + others]
 
     def paper_sources(self) -> list[str]:
         folder = REPOSITORY / "paper"
@@ -127,7 +127,7 @@ class Plan:
         if self.only in NOTEBOOKS:
             return [self.record(self.only, replicate) for replicate in self.study.replicate_names() if self.only in notebooks_of(replicate)]
         if self.only == STATISTICS:
-            return [record for record in self.part_records() if self.parts()[record.split("/")[1]] == self.study.name]
+            return [f"{STATISTICS}-{part}.json" for part, name in self.parts().items() if name == self.study.name]
         return ["paper/paper.json"] if self.pdf else [TABLES_RECORD, *self.part_records()]
 
 

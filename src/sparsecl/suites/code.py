@@ -12,7 +12,7 @@ from sparsecl.suites.domain import Domain, Pairs, RuleInput, Surface, flat, hold
 
 NAME = "code"
 DIGITS = range(8)
-LENGTH = 3  # one length: with several, this small a model does not learn within a stage to find a place
+LENGTH = 3  # one length, so that each place of the list stands at one distance from the question
 VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "w")
 FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "tail"), ("second", "third"))
 EXPRESSIONS = {
