@@ -28,6 +28,7 @@ rule replicate_notebook:
         study=plan.study_source,
         root=plan.output,
         recompute=lambda wildcards: plan.recompute(wildcards.notebook),
+    priority: lambda wildcards: plan.priority(wildcards.notebook, wildcards.replicate)
     threads: lambda wildcards: plan.threads(wildcards.notebook, wildcards.replicate)
     shell:
         "OMP_NUM_THREADS={threads} python -m sparsecl.notebook_runner {wildcards.notebook:q} {output:q} "

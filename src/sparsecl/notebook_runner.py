@@ -11,14 +11,19 @@ import os
 import sys
 from pathlib import Path
 
-import papermill
 import yaml
 from filelock import FileLock, Timeout
 from jupyter_client.kernelspec import KernelSpecManager
-from papermill.exceptions import PapermillExecutionError
 
 from sparsecl.records import read_record, write_json
 from sparsecl.tree import REPOSITORY
+
+# jsonschema's optional checker of internationalised addresses builds its grammar for 2.4 s at import;
+# notebooks hold no such field, and every job would pay.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+import papermill  # noqa: E402
+from papermill.exceptions import PapermillExecutionError  # noqa: E402
 
 KERNEL = "python3"
 

@@ -70,6 +70,10 @@ class Plan:
         owns_base = notebook == "01_sparsify" and str(self.study.base_of(replicate)) == replicate
         return self.study.base_threads if owns_base else 1
 
+    def priority(self, notebook: str, replicate: str) -> int:
+        """The validation replicate first, because every stream waits for its learning rate; probes last."""
+        return 2 if replicate == VALIDATION else 0 if notebook == "04_probe" else 1
+
     def code(self, notebook: str) -> str:
         return notebook_digest(REPOSITORY / "notebooks" / f"{notebook}.ipynb")
 
