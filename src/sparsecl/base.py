@@ -104,5 +104,5 @@ def base_costs_tables(experiment: Experiment, base: Base) -> dict[str, list[dict
     """Rows of cost and timings for the pretraining, from the replicate that owns the base; none elsewhere."""
     if experiment.base != experiment.replicate:
         return {}
-    keys = {"arm": "D0", "method": "pretraining", "seed": experiment.replicate, "job": "pretrain"}
+    keys = {"arm": "D0", "method": "pretraining", "seed": experiment.replicate, "job": "01_sparsify"}
     return cost_tables(keys, base.costs, experiment.device, experiment.study.dtype)

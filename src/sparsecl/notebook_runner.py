@@ -3,11 +3,9 @@
     python -m sparsecl.notebook_runner 03_continual RECORD study=builtin replicate=0 output=runs
 
 Unknown parameters are refused before a kernel starts (papermill only warns), the kernel must be this
-environment's, the record is locked while the job runs, and executed notebooks appear by rename. What is
-running or has failed stands in `.status/` for the progress line.
+environment's, the record is locked while the job runs, and executed notebooks appear by rename.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import yaml
 from filelock import FileLock, Timeout
 from jupyter_client.kernelspec import KernelSpecManager
 
-from sparsecl.records import read_record, write_json
+from sparsecl import job_status
+from sparsecl.records import read_record
 from sparsecl.tree import REPOSITORY
 
 # jsonschema's optional checker of internationalised addresses builds its grammar for 2.4 s at import;
@@ -87,17 +86,17 @@ def main(arguments: list[str]) -> int:
     parameters = {key: yaml.safe_load(value) for key, value in (assignment.split("=", 1) for assignment in assignments)}
     # A replicate's record lies in the replicate's folder, a study's in the tree, where Snakemake runs.
     job = record.stem if record.parent == Path.cwd() else f"{name} {record.parent.name}"
-    status = Path(".status") / f"{job.replace(' ', '.')}.json"
-    write_json(status, {"job": job, "state": "running", "process": os.getpid()})
+    root = Path.cwd()
+    job_status.running(root, job)
     try:
         run_notebook(name, record, Path("notebooks") / f"{job.replace(' ', '.')}.ipynb", parameters)
     except Exception as error:  # whatever stops a job, the summary must name it
-        write_json(status, {"job": job, "state": "failed", "message": str(error)})
+        job_status.failed(root, job, str(error))
         if not isinstance(error, RuntimeError | ValueError):
             raise
         print(f"{job}: {error}", file=sys.stderr)
         return 1
-    status.unlink()
+    job_status.finished(root, job)
     return 0
 
 

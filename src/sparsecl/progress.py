@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
-from sparsecl.records import read_json
+from sparsecl import job_status
 
 REFRESH_SECONDS = 0.5
 STEPS = re.compile(r"(\d+) of (\d+) steps")
@@ -28,13 +28,8 @@ class _Count:
             self.total = int(match[1])
 
 
-def _statuses(root: Path, state: str) -> list[dict]:
-    found = [read_json(path) for path in sorted(root.glob(".status/*.json")) if not path.name.startswith(".")]
-    return [status for status in found if status["state"] == state]
-
-
 def _line(count: _Count, elapsed: float, root: Path) -> str:
-    running = ", ".join(status["job"] for status in _statuses(root, "running")) or "planning"
+    running = ", ".join(status["job"] for status in job_status.jobs(root, "running")) or "planning"
     return f"jobs {count.done}/{count.total}  {_clock(elapsed)}  now: {running}"
 
 
@@ -83,7 +78,7 @@ def follow(command: Sequence[str], root: Path, plan) -> int:
 
 def _summary(status: int, count: _Count, elapsed: float, root: Path, log: Path, plan) -> int:
     if status:
-        for failed in _statuses(root, "failed"):
+        for failed in job_status.jobs(root, "failed"):
             print(f"failed: {failed['job']}\n  {failed['message']}", file=sys.stderr)
         print(
             f"study {plan.study.name}: stopped after {_clock(elapsed)}; finished work is kept, "

@@ -76,7 +76,12 @@ def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict
         tables["curves"] += [{**stage, **row} for row in report["curve"]]
         tables["items"] += _item_rows(stage, report, last)
     total = total_costs([report["costs"] for report in reports if report["costs"]])
-    job = {"arm": stream.arm.name, "method": stream.method, "seed": experiment.replicate, "job": f"stream-{stream.order}"}
+    job = {
+        "arm": stream.arm.name,
+        "method": stream.method,
+        "seed": experiment.replicate,
+        "job": "03_continual" if stream.order == "main" else f"03_continual/{stream.order}",
+    }
     return tables | cost_tables(job, total, experiment.device, experiment.study.dtype)
 
 

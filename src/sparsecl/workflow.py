@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sparsecl import job_status
 from sparsecl.code_digest import module_digest, notebook_digest
 from sparsecl.config import VALIDATION, Study
 from sparsecl.records import BrokenFile, write_json
@@ -176,7 +177,8 @@ def snakemake_command(plan: Plan, cores: int, extra: Sequence[str]) -> list[str]
 def prepare(plan: Plan) -> None:
     """Write the configuration Snakemake reads and clear what a killed run left; needs the study's lock."""
     root = plan.tree.root
-    shutil.rmtree(root / ".status", ignore_errors=True)
+    if stopped := job_status.stop_left_over(root):
+        print(f"stopped what a killed run had left running: {', '.join(stopped)}")
     shutil.rmtree(root / ".snakemake" / "locks", ignore_errors=True)
     write_json(root / "workflow.json", {"study": plan.study_source, "output": plan.output, "only": plan.only, "pdf": plan.pdf})
 
@@ -230,10 +232,19 @@ def main(arguments: Sequence[str]) -> int:
         return 2 if isinstance(error, ValueError) else 1
 
 
+def do_step(name: str, study_source: str, output: str) -> int:
+    """One of the rules that are no notebook; its failure is named in the summary like a notebook's."""
+    root = Path.cwd()
+    job_status.running(root, name)
+    try:
+        {"tables": build_tables, "paper": build_pdf}[name](study_source, output)
+    except Exception as error:
+        job_status.failed(root, name, str(error))
+        raise
+    job_status.finished(root, name)
+    return 0
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["tables"]:
-        build_tables(*sys.argv[2:])
-    elif sys.argv[1:2] == ["paper"]:
-        build_pdf(*sys.argv[2:])
-    else:
-        sys.exit(main(sys.argv[1:]))
+    is_step = sys.argv[1:2] in (["tables"], ["paper"])
+    sys.exit(do_step(*sys.argv[1:]) if is_step else main(sys.argv[1:]))

@@ -1,0 +1,215 @@
+"""The real command end to end on the smoke study: PDF, tables, topology, resuming, reruns."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sparsecl.code_digest import notebook_digest
+from sparsecl.lineage import mask_name
+from sparsecl.masks import load_masks, prunable_layers
+from sparsecl.modeling import load_checkpoint
+from sparsecl.notebook_runner import check_parameters
+from sparsecl.study_files import load_study
+from sparsecl.tables import COLUMNS, MEASURED_TABLES, file_name, read_tables
+from sparsecl.tree import REPOSITORY
+
+STUDY = load_study("smoke")
+
+
+def command(out: Path, *options: str) -> list[str]:
+    return [str(REPOSITORY / "run_all.sh"), "--study", "smoke", "--out", str(out), *options]
+
+
+def run(out: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(out, *options), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def working_tree() -> str:
+    return subprocess.run(["git", "status", "--porcelain"], cwd=REPOSITORY, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    """The whole study once; returns the folder given to --out."""
+    out = tmp_path_factory.mktemp("smoke")
+    before = working_tree()
+    finished = run(out)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    assert "jobs done in" in finished.stdout.splitlines()[-1]
+    assert working_tree() == before  # a run with --out leaves the repository as it was
+    return out
+
+
+@pytest.fixture(scope="module")
+def tables(smoke) -> dict[str, pd.DataFrame]:
+    return read_tables(smoke / "smoke" / "results")
+
+
+def pdf_text(pdf: Path) -> str:
+    return subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_paper_names_its_study_and_prints_the_tables_numbers(smoke, tables):
+    text = pdf_text(smoke / "main.pdf")
+    assert text.count("not the paper of record") == text.count("\f")  # on every page
+    assert "References" in text and "??" not in text
+    metrics = tables["metrics"]
+    for arm in STUDY.continual.arms:
+        own = metrics[(metrics["arm"] == arm) & (metrics["metric"] == "own") & (metrics["kind"] == "all") & (metrics["domain"] == "")]
+        assert f"{100 * own['value'].mean():.1f}" in text
+
+
+def test_tables_keep_the_contract(smoke, tables):
+    for table, columns in COLUMNS.items():
+        assert tuple(tables[table].columns) == columns, table
+        assert (smoke / "smoke" / "results" / file_name(table)).is_file()
+    accuracy = tables["accuracy"]
+    assert set(accuracy["seed"]) == set(range(STUDY.replicates))
+    domains = [*STUDY.continual.orders["main"], "general"]
+    cells = accuracy.groupby(["arm", "seed", "stage", "domain", "kind"]).size()
+    assert (cells == 1).all()
+    assert len(cells) == len(STUDY.continual.arms) * STUDY.replicates * (len(domains)) * len(domains) * 3
+    assert accuracy["score"].between(0, 1).all() and (accuracy["nll"] > 0).all()
+
+
+def test_metrics_follow_from_accuracy_by_another_route(tables):
+    accuracy, metrics = tables["accuracy"], tables["metrics"]
+    order = STUDY.continual.orders["main"]
+    for arm in STUDY.continual.arms:
+        for seed in range(STUDY.replicates):
+            cells = accuracy[(accuracy["arm"] == arm) & (accuracy["seed"] == seed) & (accuracy["kind"] == "all")]
+            score = {(row.stage, row.domain): row.score for row in cells.itertuples()}
+            last = len(order)
+            losses = [max(score[stage, domain] for stage in range(1, last)) - score[last, domain] for domain in order[:-1]]
+            chosen = (metrics["arm"] == arm) & (metrics["seed"] == seed) & (metrics["kind"] == "all") & (metrics["domain"] == "")
+            assert metrics[chosen & (metrics["metric"] == "forgetting")]["value"].item() == pytest.approx(np.mean(losses))
+
+
+def test_items_add_up_to_the_accuracy_table(tables):
+    items, accuracy = tables["items"], tables["accuracy"]
+    keys = ["arm", "seed", "stage", "domain", "kind"]
+    means = items.groupby(keys).agg(score=("correct", "mean"), nll=("nll", "mean"), n=("item", "size")).reset_index()
+    joined = means.merge(accuracy, on=keys, suffixes=("_items", ""))
+    assert len(joined) == len(means) > 0
+    for column in ("score", "nll", "n"):
+        assert joined[f"{column}_items"].to_numpy() == pytest.approx(joined[column].to_numpy())
+
+
+def test_both_arms_saw_the_same_tokens(tables):
+    cost = tables["cost"]
+    for job in ("02_recover", "03_continual"):
+        tokens = cost[cost["job"] == job].pivot(index="seed", columns="arm", values="tokens")
+        assert (tokens["D1"] == tokens["S1-2of4"]).all() and len(tokens) == STUDY.replicates + (job == "02_recover")
+    assert (cost[cost["arm"] == "S1-2of4"]["flops_sparse"] < cost[cost["arm"] == "S1-2of4"]["flops_dense"]).all()
+
+
+def test_every_sparse_checkpoint_on_disk_keeps_its_zeros(smoke):
+    replicate = smoke / "smoke" / "replicate-0"
+    masks = load_masks(replicate / "masks" / mask_name(STUDY.arm("S1-2of4")))
+    folders = [replicate / "S0-2of4", replicate / "S1-2of4", *sorted(replicate.glob("streams/S1-2of4/*/stage-*"))]
+    assert len(folders) == 2 + 6
+    for folder in folders:
+        for name, layer in prunable_layers(load_checkpoint(folder)).items():
+            assert (layer.weight[~masks.layers[name]] == 0).all(), f"{folder.name}: {name}"
+            assert ((layer.weight != 0).view(-1, 4).sum(1) <= 2).all()
+
+
+def test_records_say_where_they_come_from(smoke):
+    record = json.loads((smoke / "smoke" / "replicate-1" / "03_continual.json").read_text())
+    upstream = json.loads((smoke / "smoke" / "replicate-1" / "02_recover.json").read_text())
+    assert record["upstream"]["02_recover"] == upstream["sha256"]
+    assert record["settings_sha256"] == STUDY.digest() and record["provenance"]["versions"]["torch"]
+    assert record["peak_memory_bytes"] < 3e9
+    assert record["learning_rate"] in STUDY.continual.learning_rates
+
+
+def test_executed_notebooks_are_kept_and_whole(smoke):
+    notebooks = sorted((smoke / "smoke" / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 3 + 4 * STUDY.replicates + len(list((smoke / "smoke").glob("05_stats-*.json")))
+    for path in notebooks:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["execution_count"] for cell in cells), path
+        assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+def test_a_second_run_does_nothing(smoke):
+    tables_before = (smoke / "smoke" / "tables.json").stat().st_mtime_ns
+    finished = run(smoke)
+    assert finished.returncode == 0 and "nothing to do" in finished.stdout
+    assert (smoke / "smoke" / "tables.json").stat().st_mtime_ns == tables_before
+
+
+def test_a_changed_seed_is_not_answered_with_old_results(smoke, tmp_path):
+    """Same tree, other settings: every job is out of date (a dry run tells)."""
+    study = tmp_path / "smoke.yaml"
+    study.write_text((REPOSITORY / "configs" / "smoke.yaml").read_text().replace(f"seed: {STUDY.seed}", "seed: 1"))
+    finished = subprocess.run(
+        [str(REPOSITORY / "run_all.sh"), "--study", str(study), "--out", str(smoke), "--", "-n"], capture_output=True, text=True
+    )
+    assert finished.returncode == 0
+    assert "replicate_notebook        11" in (smoke / "smoke" / "snakemake.log").read_text()
+    run(smoke, "--", "-n")  # the tree's own settings again, for the tests after this one
+
+
+def test_a_run_killed_in_the_middle_ends_in_the_same_tables(smoke, tmp_path):
+    process = subprocess.Popen(command(tmp_path, "--no-pdf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    stage = tmp_path / "smoke" / "replicate-validation" / "streams" / "D1"
+    deadline = time.monotonic() + 600
+    while not list(stage.glob("*/stage-2")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)  # the driver alone: its jobs go on, and the next run has to deal with them
+    finished = run(tmp_path, "--no-pdf")
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    for table in COLUMNS:
+        if table not in MEASURED_TABLES:
+            name = file_name(table)
+            assert (tmp_path / "smoke" / "results" / name).read_bytes() == (smoke / "smoke" / "results" / name).read_bytes(), table
+
+
+def test_only_reruns_one_notebook_and_nothing_downstream(smoke):
+    before = {path: path.stat().st_mtime_ns for path in (smoke / "smoke").glob("**/0*.json")}
+    finished = run(smoke, "--only", "05_stats")
+    assert finished.returncode == 0, finished.stderr
+    changed = {path.name for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns}
+    assert changed == {"05_stats-main.json"}
+
+
+def test_a_hand_edited_record_stops_with_its_name(smoke, tmp_path):
+    import shutil
+
+    shutil.copytree(smoke / "smoke", tmp_path / "smoke")
+    record = tmp_path / "smoke" / "replicate-0" / "04_probe.json"
+    record.write_text(record.read_text().replace('"value": 0.', '"value": 1.', 1))
+    finished = run(tmp_path, "--no-pdf")
+    assert finished.returncode != 0
+    assert "04_probe.json was changed after it was written; delete it and run the same command again" in finished.stderr
+
+
+def test_unknown_notebook_parameters_are_refused_before_a_kernel_starts():
+    with pytest.raises(ValueError, match=r"unknown parameter\(s\) \['replicat'\]; known: .*'replicate'"):
+        check_parameters(REPOSITORY / "notebooks" / "03_continual.ipynb", {"replicat": 1})
+
+
+def test_a_failing_job_is_named_and_finished_work_stays(tmp_path):
+    study = (REPOSITORY / "configs" / "smoke.yaml").read_text().replace("name: smoke", "name: too-fast")
+    study = study.replace("learning_rate: 3.0e-3", "learning_rate: 1.0e+30").replace("replicates: 2", "replicates: 2")
+    (tmp_path / "too-fast.yaml").write_text(study)
+    options = ["--study", str(tmp_path / "too-fast.yaml"), "--out", str(tmp_path), "--no-pdf"]
+    finished = subprocess.run([str(REPOSITORY / "run_all.sh"), *options], capture_output=True, text=True)
+    assert finished.returncode != 0
+    assert "failed: 01_sparsify replicate-0" in finished.stderr
+    assert "pretrain D0: loss is nan" in finished.stderr and "lower learning_rate (now 1e+30)" in finished.stderr
+    assert "run the same command again" in finished.stderr
+
+
+def test_code_digests_of_notebooks_differ():
+    digests = {notebook_digest(path) for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
+    assert len(digests) == 5
