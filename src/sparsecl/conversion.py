@@ -5,6 +5,7 @@ that translates. The head is kept dense by a pattern, because its internal name 
 """
 
 import copy
+import logging
 import os
 import re
 import tempfile
@@ -47,6 +48,7 @@ def convert(model: nn.Module, arm: Arm, settings: Sparsify, rows: Sequence[Row],
     Rows calibrate one at a time: padding tokens would enter the Hessian.
     """
     os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # read when the package is imported
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a deprecation within the compressor
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier
 

@@ -17,6 +17,8 @@ def mask_picture(weight: Float[Tensor, "outputs inputs"], mask: Bool[Tensor, "ou
     image = left.imshow(weight, cmap="RdBu_r", vmin=-limit, vmax=limit)
     figure.colorbar(image, ax=left, shrink=0.8, label="weight")
     right.imshow(mask, cmap="Greys", vmin=0, vmax=1)
+    for axes in (left, right):
+        axes.grid(False)
     left.set(title="dense weights", xlabel="input", ylabel="output")
     right.set(title="kept by the mask (black)", xlabel="input")
     return figure
