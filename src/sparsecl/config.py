@@ -96,6 +96,8 @@ class Model(Settings):
     """Key and value heads, heads."""
     head_dim: Count
     """Width of a head, units."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Implementation of attention: on a CPU eager is faster under bfloat16, the fused kernel in float32, name."""
     initializer_range: Positive = 0.02
     """Standard deviation of initial weights; narrow models need more than the usual 0.02, weight units."""
 

@@ -14,16 +14,15 @@ NAME = "code"
 DIGITS = range(8)
 LENGTH = 3  # one length, so that each place of the list stands at one distance from the question
 VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "w")
-FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("reverse", "tail"), ("second", "third"))
+FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("second", "third"))
 EXPRESSIONS = {
     "first": "{v}[0]", "last": "{v}[-1]", "second": "{v}[1]", "third": "{v}[2]",
-    "max": "max({v})", "min": "min({v})", "reverse": "{v}[::-1]", "tail": "{v}[1:]",
+    "max": "max({v})", "min": "min({v})",
 }  # fmt: skip
 WORDINGS = {
     "first": ("first of {list} is", "{list} begins with"), "last": ("last of {list} is", "{list} ends with"),
     "second": ("second of {list} is", "next to first of {list} is"), "third": ("third of {list} is", "next to second of {list} is"),
     "max": ("largest of {list} is", "{list} has largest"), "min": ("smallest of {list} is", "{list} has smallest"),
-    "reverse": ("{list} backwards is", "reverse of {list} is"), "tail": ("{list} without the first is", "tail of {list} is"),
 }  # fmt: skip
 PHRASINGS = ("{name}() returns", "print({name}()) shows", "value of {name}() is")
 
@@ -45,7 +44,7 @@ def line(rule_input: RuleInput, surface: Surface) -> Item:
     return Item(NAME, "ability", function, prompt, f" {result}")
 
 
-def evaluate(function: str, values: tuple[int, ...]) -> int | list[int]:
+def evaluate(function: str, values: tuple[int, ...]) -> int:
     """The value of a function on a list of digits."""
     match function:
         case "first":
@@ -60,10 +59,6 @@ def evaluate(function: str, values: tuple[int, ...]) -> int | list[int]:
             return max(values)
         case "min":
             return min(values)
-        case "reverse":
-            return list(reversed(values))
-        case "tail":
-            return list(values[1:])
     raise ValueError(f"function {function!r} is unknown; known are {sorted(EXPRESSIONS)}")
 
 
@@ -71,7 +66,6 @@ def _rule(function: str, lists: list[tuple[int, ...]]) -> tuple[Item, ...]:
     lines = []
     for values in lists:
         result, shown = evaluate(function, values), ", ".join(map(str, values))
-        answer = ", ".join(map(str, result)) if isinstance(result, list) else str(result)
         prompts = [wording.format(list=shown) for wording in WORDINGS[function]]
-        lines += statements(NAME, "textbook", f" {answer}", *prompts)
+        lines += statements(NAME, "textbook", f" {result}", *prompts)
     return tuple(lines)
