@@ -77,23 +77,25 @@ def conversion_and_recovery(conversion: pd.DataFrame) -> Figure:
 
 
 @styled
-def learning_rate_sweep(learning_rate: pd.DataFrame) -> Figure:
-    """Own and final score of both arms over the grid of learning rates on the validation replicate; rings mark the choice."""
+def learning_rate_sweep(learning_rate: pd.DataFrame, measure: str = "score") -> Figure:
+    """Own and final score (or loss, where `measure` is "nll") of the arms over the grid of learning rates; rings mark the choice."""
+    columns = {"own": "own", "final": "final"} if measure == "score" else {"own": "nll_own", "final": "nll_final"}
+    scale, unit = (100, "score (%)") if measure == "score" else (1, "loss (nats)")
     rows = learning_rate[learning_rate["kind"] == "all"]
     arms = streamed_arms_in(rows, "learning_rate")
     rows = rows[over_domains(rows)] if over_domains(rows).any() else rows
     figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2), sharex=True)
     for axes, name in zip(panels, ("own", "final"), strict=True):
         for arm in arms:
-            mean = rows[rows["arm"] == arm.name].groupby("learning_rate").agg({name: "mean", "chosen": "max"})
-            axes.plot(mean.index, 100 * mean[name], **arm_style(arm))
+            mean = rows[rows["arm"] == arm.name].groupby("learning_rate").agg({columns[name]: "mean", "chosen": "max"})
+            axes.plot(mean.index, scale * mean[columns[name]], **arm_style(arm))
             chosen = mean[mean["chosen"].astype(bool)]
-            axes.plot(chosen.index, 100 * chosen[name], "o", markersize=10, markerfacecolor="none", color=arm.colour)
+            axes.plot(chosen.index, scale * chosen[columns[name]], "o", markersize=10, markerfacecolor="none", color=arm.colour)
         axes.set_xscale("log")
         axes.set_xticks(sorted(rows["learning_rate"].unique()), [f"{rate:g}" for rate in sorted(rows["learning_rate"].unique())])
         axes.minorticks_off()
         axes.set_xlabel("peak learning rate of a stage")
-        axes.set_title(f"{name} score (%)")
+        axes.set_title(f"{name} {unit}")
         axes.margins(x=0.1, y=0.2)
     ring = Line2D([], [], marker="o", linestyle="", markersize=9, markerfacecolor="none", color="0.3", label="chosen")
     panels[0].legend(handles=[*arm_handles(arms), ring], loc="best")

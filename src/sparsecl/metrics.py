@@ -20,6 +20,7 @@ CURVE_COLUMNS = [*ACCURACY_COLUMNS, "step"]
 
 Matrix = Float[np.ndarray, "stages domains"]
 Domains = Float[np.ndarray, "domains"]
+Forgettable = Float[np.ndarray, "domains-1"]  # all domains but the last
 Series = Float[np.ndarray, "points"]
 Chance = Mapping[tuple[str, str], float]
 
@@ -28,7 +29,7 @@ class MissingMeasurement(ValueError):
     """A table lacks a stage, domain, kind or column that a metric needs."""
 
 
-def forgetting_by_domain(score: Matrix) -> Domains:
+def forgetting_by_domain(score: Matrix) -> Forgettable:
     """max over 1 <= l < T of R[l, i], minus R[T, i], for i < T; score units, negative where a domain gained.
 
     The maximum leaves out the last row, else nothing could be negative, and takes in the rows before
@@ -49,19 +50,19 @@ def forgetting_by_stage(score: Matrix) -> Series:
     return np.array([forgetting(score[: k + 1, :k]) for k in range(2, len(score))])
 
 
-def own_by_domain(score: Matrix) -> Domains:
+def own_by_domain(score: Matrix) -> Forgettable:
     """R[i, i] for i < T: the score right after the domain's own stage."""
     _require_stream(score)
     return np.diagonal(score[1:])[:-1].copy()
 
 
-def final_by_domain(score: Matrix) -> Domains:
+def final_by_domain(score: Matrix) -> Forgettable:
     """R[T, i] for i < T: the score at the end of the stream."""
     _require_stream(score)
     return score[-1, :-1].copy()
 
 
-def retention_by_domain(score: Matrix) -> Domains:
+def retention_by_domain(score: Matrix) -> Forgettable:
     """R[T, i] / R[i, i] for i < T, a ratio; NaN where nothing was learned that could be kept (R[i, i] = 0)."""
     own = own_by_domain(score)
     return np.divide(final_by_domain(score), own, out=np.full_like(own, np.nan), where=own != 0)
@@ -83,7 +84,7 @@ def forward_transfer(score: Matrix, baseline: Domains | None = None) -> float:
     return float((before_own_stage - (score[0] if baseline is None else baseline)[1:]).mean())
 
 
-def loss_forgetting_by_domain(loss: Matrix) -> Domains:
+def loss_forgetting_by_domain(loss: Matrix) -> Forgettable:
     """nll[T, i] minus min over 1 <= l < T of nll[l, i], for i < T; nats per answer token."""
     _require_stream(loss)
     return loss[-1, :-1] - loss[1:-1, :-1].min(axis=0)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -29,6 +28,9 @@ OVERLAP_COLUMNS = (
 )  # fmt: skip
 FEWEST_DOCUMENTS = 4  # two in each half
 _CHUNK = 1 << 22  # numbers held at once while nulls are drawn
+
+
+Numbers = float | np.ndarray | pd.Series
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def chance_iou(neurons: int, k: int) -> float:
     return float(np.sum(hypergeom.pmf(shared, neurons, k, k) * shared / (2 * k - shared)))
 
 
-def normalised_overlap(value: ArrayLike, null: ArrayLike, ceiling: ArrayLike, smallest_range: float = 0.05) -> np.ndarray | np.float64:
+def normalised_overlap(value: Numbers, null: Numbers, ceiling: Numbers, smallest_range: float = 0.05) -> np.ndarray | np.float64:
     """(value - null) / (ceiling - null): 0 is chance, 1 is what a domain shares with itself.
 
     Takes numbers or columns. NaN where the ceiling is less than `smallest_range` above the null: such a
