@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from sparsecl import statistics
-from sparsecl.statistics import NO_VARIANCE, UNDEFINED, paired_contrast, t_interval, with_holm
+from sparsecl.intervals import t_interval
+from sparsecl.statistics import NO_VARIANCE, UNDEFINED, paired_contrast, with_holm
 
 TREATMENT = pd.Series([0.50, 0.42, 0.47, 0.44, 0.52], index=range(5))
 CONTROL = pd.Series([0.55, 0.50, 0.48, 0.53, 0.59], index=range(5))  # differences -5, -8, -1, -9, -7 points

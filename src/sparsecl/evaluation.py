@@ -30,10 +30,25 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 datasets.disable_progress_bars()
 
 
+class _Scorer(HFLM):
+    """lm-eval's own scorer; the same strings go to every model of a replicate, so they are tokenised once."""
+
+    def __init__(self, encoded: dict[tuple, list[int]], **settings) -> None:
+        self._encoded = encoded
+        super().__init__(**settings)
+
+    def tok_encode(self, string: str, *positional, **named) -> list[int]:
+        key = (string, positional, tuple(sorted(named.items())))
+        if key not in self._encoded:
+            self._encoded[key] = super().tok_encode(string, *positional, **named)
+        return self._encoded[key]
+
+
 class EvaluationTasks:
     """lm-eval tasks over groups of items, e.g. one group per (domain, kind)."""
 
     def __init__(self, groups: Mapping[tuple[str, str], Sequence[Item]], directory: Path) -> None:
+        self._encoded: dict[tuple, list[int]] = {}
         self.names = {group: "sparsecl_" + "_".join(group) for group in groups}
         for group, items in groups.items():
             _write_task(self.names[group], items, directory)
@@ -54,7 +69,9 @@ class EvaluationTasks:
         """Score `model` on every group; `rows` are the same items tokenised and give the answers' lengths."""
         was_training = model.training
         # lm-eval keeps one token more than its max_length, because the last one is only predicted.
-        language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=max_length - 1, add_bos_token=True)
+        language_model = _Scorer(
+            self._encoded, pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=max_length - 1, add_bos_token=True
+        )
         model.eval()
         requests = [request for name in self.names.values() for request in self.tasks[name].instances]
         # Not `evaluate`, which builds all requests anew for every model: the same requests go to the same scorer.

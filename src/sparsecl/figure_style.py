@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparsecl.arms import Arm, parse_arm
+from sparsecl.intervals import t_interval
 from sparsecl.records import write_atomically
-from sparsecl.statistics import t_interval
 
 TEXT_WIDTH = 6.3  # inches, the paper's line width
 

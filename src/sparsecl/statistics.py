@@ -15,25 +15,14 @@ import pingouin
 from jaxtyping import Float
 from scipy import stats
 
+from sparsecl.intervals import Interval, Values, t_interval
 from sparsecl.metrics import RUN_KEYS
 
-Values = Float[np.ndarray, "replicates"]
 Draws = Float[np.ndarray, "draws replicates"]
 NO_VARIANCE = "no variance"
 UNDEFINED = "undefined"
 LARGEST_PLAN = 100_000  # replicates
 _RUN = [key for key in RUN_KEYS if key not in ("base", "seed")]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over replicates with its standard deviation and t-interval."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -54,16 +43,6 @@ class Contrast:
     n: int
     p_corrected: float = math.nan  # Holm within the family
     flag: str = ""  # why the tests are NaN: NO_VARIANCE or UNDEFINED
-
-
-def t_interval(values: Values, confidence: float = 0.95) -> Interval:
-    """Mean, standard deviation (n - 1) and t-interval; raises ValueError below 2 values or on NaN."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"an interval needs at least 2 finite values, seen {values.tolist()}; run more replicates or find the absent one")
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
-    return Interval(mean, sd, mean - half, mean + half, len(values))
 
 
 def summary_table(metrics: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
