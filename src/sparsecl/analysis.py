@@ -3,15 +3,16 @@
 Reads tables only; no model is loaded and torch is not imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sparsecl.config import Study
-from sparsecl.figure_style import NothingToDraw
 from sparsecl.preregistration import Preregistration, exploratory_analysis, load_preregistration
+from sparsecl.publication import part_figures, write_part
 from sparsecl.records import sha256_of, write_atomically, write_record
 from sparsecl.statistics import summary_table
 from sparsecl.study_files import load_study
@@ -75,32 +76,35 @@ def analyse(statistics: StudyTables) -> Analysis:
     return Analysis(shown.reset_index(drop=True), tests, compute_verdict(metrics, registration), registration.margin)
 
 
-def show(draw: Callable, *tables):
-    """Draw a figure, or say in a sentence why this study has none."""
-    if any(table is None for table in tables[:1]):
-        return "not measured in this study"
-    try:
-        return draw(*tables)
-    except NothingToDraw as reason:
-        return f"nothing to draw: {reason}"
+def draw_figures(statistics: StudyTables) -> dict[str, Figure]:
+    """Every figure that the tables can fill, by name; drawn once, for the notebook and the paper."""
+    return part_figures(statistics.tables, statistics.registration.margin)
 
 
-def write_outputs(statistics: StudyTables, analysis: Analysis) -> Path:
+def shown(figures: Mapping[str, Figure], name: str) -> Figure | str:
+    """A figure, or a sentence where this study has none."""
+    return figures.get(name, f"{name}: this study did not measure it")
+
+
+def write_outputs(statistics: StudyTables, analysis: Analysis, figures: Mapping[str, Figure]) -> Path:
     """Write the paper's inputs of this part, tests.csv and the record of notebook 05."""
-    from sparsecl.publication import write_part
-
     tables = {**statistics.tables, "tests": analysis.tests}
-    directory = statistics.tree.path("paper")
-    chance = chance_scores(tables["chance"])
-    folder = write_part(directory, statistics.study, statistics.part, tables, analysis.verdict, statistics.registration, chance)
+    folder = write_part(
+        statistics.tree.path("paper"),
+        statistics.study,
+        statistics.part,
+        tables,
+        analysis.verdict,
+        statistics.registration,
+        chance_scores(tables["chance"]),
+        figures,
+    )
     tests = folder / "tests.csv"
     write_atomically(tests, lambda temporary: analysis.tests.to_csv(temporary, index=False))
     record = statistics.tree.path(f"05_stats-{statistics.part}.json")
     about = {"notebook": "05_stats", "study": statistics.study.name, "part": statistics.part, "verdict": analysis.verdict.letter}
-    write_record(
-        record,
-        {**about, "settings_sha256": statistics.study.digest(), "tables": _digests(statistics.folder), "tests_sha256": sha256_of(tests)},
-    )
+    digests = {"settings_sha256": statistics.study.digest(), "tables": _digests(statistics.folder), "tests_sha256": sha256_of(tests)}
+    write_record(record, {**about, **digests})
     return record
 
 

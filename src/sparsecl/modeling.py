@@ -6,13 +6,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils import logging as hf_logging
 
 from sparsecl.config import Model
+from sparsecl.imports import hidden
 from sparsecl.masks import Masks, assert_masks
 from sparsecl.records import BrokenFile, read_record, sha256_of, write_record
 from sparsecl.tokenizer import tokenizer_digest
+
+with hidden("sklearn"):  # transformers imports it, where it is installed, for a kind of generation nobody uses here
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils import logging as hf_logging
 
 hf_logging.disable_progress_bar()  # a bar per checkpoint of a few megabytes is noise
 

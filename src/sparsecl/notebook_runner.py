@@ -14,15 +14,13 @@ from filelock import FileLock, Timeout
 from jupyter_client.kernelspec import KernelSpecManager
 
 from sparsecl import job_status
+from sparsecl.imports import hidden
 from sparsecl.records import read_record
 from sparsecl.tree import REPOSITORY
 
-# jsonschema's optional checker of internationalised addresses builds its grammar for 2.4 s at import;
-# notebooks hold no such field, and every job would pay.
-sys.modules.setdefault("rfc3987_syntax", None)
-
-import papermill  # noqa: E402
-from papermill.exceptions import PapermillExecutionError  # noqa: E402
+with hidden("rfc3987_syntax"):  # jsonschema's checker of internationalised addresses builds its grammar for 2.4 s
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
 
 KERNEL = "python3"
 

@@ -64,8 +64,8 @@ def figures_of(part: str, paper: Path = PAPER) -> set[str]:
     return set(re.findall(rf"\\paperfigure{{{re.escape(part)}/(\w+)}}", text))
 
 
-def part_figures(tables: Mapping[str, pd.DataFrame], names: set[str], margin: float | None = None) -> dict[str, Figure]:
-    """Those of the named figures that the tables can fill, by file name without suffix."""
+def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None, names: set[str] | None = None) -> dict[str, Figure]:
+    """Those of the named figures (default: all) that the tables can fill, by file name without suffix."""
     known = {
         "forgetting_curves": (figures.forgetting_curves, ("curves", "accuracy")),
         "accuracy_matrices": (figures.accuracy_matrices, ("accuracy",)),
@@ -76,7 +76,7 @@ def part_figures(tables: Mapping[str, pd.DataFrame], names: set[str], margin: fl
         "loss_forgetting": (figures.loss_forgetting, ("accuracy", "curves")),
     }
     found = {}
-    for name in sorted(names):
+    for name in sorted(known if names is None else names):
         draw, needed = known[name]
         try:
             if all(len(tables.get(table, ())) for table in needed):
@@ -94,12 +94,14 @@ def write_part(
     verdict=None,
     registration=None,
     chance: Mapping[tuple[str, str], float] | None = None,
+    drawn: Mapping[str, Figure] | None = None,
 ) -> Path:
     """Write values, tables and figures of one part under `<directory>/<part>/`; returns that folder.
 
     `tables` maps table names (accuracy, curves, conversion, cost, timings, overlap, learning_rate, metrics,
     tests) to frames; absent ones leave dashes. `verdict` is a `sparsecl.verdict.Verdict`, `registration` a
-    `sparsecl.preregistration.Preregistration`; both may be None. `chance` is the score of guessing by (domain, kind).
+    `sparsecl.preregistration.Preregistration`; both may be None. `chance` is the score of guessing by (domain, kind);
+    `drawn` are figures by name, where they were drawn already.
     """
     folder = Path(directory) / part
     shutil.rmtree(folder, ignore_errors=True)  # a figure of an earlier run must not pass for one of this run
@@ -107,8 +109,11 @@ def write_part(
     write_text(folder / "values.tex", values_tex(part, values))
     for name, text in part_tables(study, tables, chance).items():
         write_text(folder / "tables" / f"{name}.tex", text)
-    for name, figure in part_figures(tables, figures_of(part), getattr(registration, "margin", None)).items():
-        figures.save(figure, folder / "figures" / f"{name}.pdf")
+    shown = figures_of(part)
+    if drawn is None:
+        drawn = part_figures(tables, getattr(registration, "margin", None), shown)
+    for name in sorted(shown & set(drawn)):
+        figures.save(drawn[name], folder / "figures" / f"{name}.pdf")
     return folder
 
 

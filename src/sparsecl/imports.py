@@ -1,0 +1,18 @@
+"""Importing without optional packages that would make every job wait (used by the notebooks' start)."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Let `package` look not installed inside the block, unless it is imported already; afterwards it is there as before."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None
+    try:
+        yield
+    finally:
+        del sys.modules[package]
