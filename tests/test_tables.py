@@ -40,7 +40,7 @@ def study_tree(tmp_path, monkeypatch) -> tree.Tree:
     frames = {**example_tables(replicates=2), "chance": chance_table()}
     for replicate in STUDY.replicate_names():
         for notebook in tables.notebooks_of(replicate):
-            content = {"settings_sha256": STUDY.digest(), "tables": {}}
+            content = {"settings_sha256": STUDY.digest_up_to(notebook), "tables": {}}
             if replicate == VALIDATION and notebook == "03_continual":
                 content["tables"] = {"learning_rate": rows_of(frames["learning_rate"].reindex(columns=tables.COLUMNS["learning_rate"]))}
             elif replicate != VALIDATION:
@@ -96,6 +96,15 @@ def test_rows_published_under_other_settings_do_not_stand_in(study_tree):
 def test_a_record_of_other_settings_is_refused(study_tree):
     with pytest.raises(records.BrokenFile, match="was made with other settings of study smoke"):
         tables.compile_tables(STUDY.model_copy(update={"seed": 1}), study_tree)
+
+
+def test_a_setting_of_a_later_notebook_leaves_earlier_records_valid():
+    other = STUDY.model_copy(update={"probe": STUDY.probe.model_copy(update={"permutations": 7})})
+    assert other.digest_up_to("03_continual") == STUDY.digest_up_to("03_continual")
+    assert other.digest_up_to("04_probe") != STUDY.digest_up_to("04_probe")
+    faster = STUDY.model_copy(update={"recover": STUDY.recover.model_copy(update={"steps": 7})})
+    assert faster.digest_up_to("01_sparsify") == STUDY.digest_up_to("01_sparsify")
+    assert all(faster.digest_up_to(name) != STUDY.digest_up_to(name) for name in tables.NOTEBOOKS[1:])
 
 
 def test_a_missing_record_names_the_file(study_tree):

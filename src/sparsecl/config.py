@@ -13,6 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sparsecl.arms import Arm, parse_arm
 
+# The settings each notebook adds to those of the notebooks before it.
+SECTIONS = {
+    "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "sparsify", "scoring_batch"),
+    "02_recover": ("recover",),
+    "03_continual": ("continual", "measure"),
+    "04_probe": ("probe",),
+}
 VALIDATION = "validation"  # the replicate on which settings are chosen; it never enters a result
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -288,6 +295,11 @@ class Study(Settings):
     def replicate_names(self) -> tuple[int | str, ...]:
         """Every replicate to run, the validation replicate first where there is one."""
         return ((VALIDATION,) if self.needs_validation() else ()) + tuple(range(self.replicates))
+
+    def digest_up_to(self, notebook: str) -> str:
+        """sha256 over the settings that a notebook and those before it depend on: other edits leave its record valid."""
+        position = list(SECTIONS).index(notebook) + 1
+        return self.digest(*(section for sections in list(SECTIONS.values())[:position] for section in sections))
 
     def digest(self, *sections: str) -> str:
         """sha256 over the named sections (all of them when none is named)."""

@@ -102,7 +102,7 @@ class Experiment:
             "replicate": self.replicate,
             "base": self.base,
             "arms": list(self.arms),
-            "settings_sha256": self.study.digest(),
+            "settings_sha256": self.study.digest_up_to(notebook),
             "provenance": provenance(),
             "wall_s": round(self.watch.seconds(), 3),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -144,7 +144,7 @@ def _rows_of_replicate(study: Study, tree: Tree, replicate: int | str) -> dict[s
     for notebook in notebooks_of(replicate):
         path = tree.path(tree.replicate(replicate), f"{notebook}.json")
         record = read_record(path)
-        if record["settings_sha256"] != study.digest():
+        if record["settings_sha256"] != study.digest_up_to(notebook):
             raise BrokenFile(f"{path} was made with other settings of study {study.name}; run ./run_all.sh --study {study.name} again")
         for table, rows in record["tables"].items():
             if rows:

@@ -25,12 +25,6 @@ from sparsecl.tables import NOTEBOOKS, TABLES_RECORD, is_published, notebooks_of
 from sparsecl.tree import REPOSITORY, Tree, open_tree, published
 
 STATISTICS = "05_stats"
-SECTIONS = {
-    "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "sparsify", "scoring_batch"),
-    "02_recover": ("recover",),
-    "03_continual": ("continual", "measure"),
-    "04_probe": ("probe",),
-}  # settings a notebook depends on, beyond those of its upstream records
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Plan:
         return module_digest(module)
 
     def settings(self, notebook: str) -> str:
-        return self.study.digest(*SECTIONS[notebook])
+        return self.study.digest_up_to(notebook)
 
     def recompute(self, notebook: str) -> str:
         """`--only` asks for the work itself again, not for what was kept of it."""
