@@ -8,7 +8,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from sparsecl.config import Optimisation
-from sparsecl.evaluation import EvaluationTasks
+from sparsecl.evaluation import EvaluationTasks, answers_that_fit
 from sparsecl.items import Item
 from sparsecl.scoring import score_rows
 from sparsecl.tokenizer import EOS, encode
@@ -76,3 +76,17 @@ def test_a_prompt_that_ends_in_white_space_is_refused(tokenizer):
 def test_scoring_nothing_is_an_error(trained):
     with pytest.raises(ValueError, match="no rows to score"):
         score_rows(trained, [], batch=4)
+
+
+def test_answers_longer_than_a_row_are_left_out_and_exact_fits_kept(trained, tokenizer, tmp_path):
+    text = "please add " * 40
+    lengths = {size: len(tokenizer(text[:size] + EOS, add_special_tokens=False)["input_ids"]) for size in range(20, len(text))}
+    longest = max(size for size, length in lengths.items() if length == MAX_LENGTH - 1)
+    pieces = [Item("general", "ability", "text", "", text[:size]) for size in (20, longest, longest + 12)]
+    kept = answers_that_fit(tokenizer, pieces, MAX_LENGTH)
+    assert kept == pieces[:2]
+    rows = {("general", "ability"): encode(tokenizer, kept, MAX_LENGTH)}
+    by_lm_eval = EvaluationTasks({("general", "ability"): kept}, tmp_path).evaluate(trained, tokenizer, rows, MAX_LENGTH, batch=2)
+    assert by_lm_eval["general", "ability"].nll == pytest.approx(score_rows(trained, rows["general", "ability"], 2).nll, abs=1e-4)
+    with pytest.raises(ValueError, match="no answer of general fits a row of 8 tokens"):
+        answers_that_fit(tokenizer, pieces[1:], 8)

@@ -15,7 +15,7 @@ from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
 from sparsecl.config import VALIDATION, Optimisation
 from sparsecl.costs import training_costs
-from sparsecl.evaluation import EvaluationTasks
+from sparsecl.evaluation import EvaluationTasks, answers_that_fit
 from sparsecl.experiment import Experiment
 from sparsecl.items import GENERAL, Item
 from sparsecl.lineage import ArmCheckpoint, load_arm
@@ -61,6 +61,7 @@ class Examination:
         if experiment.replicate != VALIDATION:
             self.items |= grouped(experiment.suite.general)
         length = experiment.study.tokenizer.max_length
+        self.items = {group: answers_that_fit(base.tokenizer, items, length) for group, items in self.items.items()}
         self.rows = {group: base.rows(tuple(items), length) for group, items in self.items.items()}
 
     @cached_property

@@ -88,6 +88,20 @@ class EvaluationTasks:
         return ItemScores(np.array(correct, bool), np.array([-float(loglikelihood) for loglikelihood, _ in replies]) / tokens)
 
 
+def answers_that_fit(tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], max_length: int) -> list[Item]:
+    """Items whose whole answer fits behind one token of context: lm-eval refuses longer ones, and so do we.
+
+    Raises ValueError where none fits.
+    """
+    lengths = [len(ids) for ids in tokenizer([item.answer + EOS for item in items], add_special_tokens=False)["input_ids"]]
+    fitting = [item for item, length in zip(items, lengths, strict=True) if length < max_length]
+    if not fitting:
+        raise ValueError(
+            f"no answer of {items[0].domain} fits a row of {max_length} tokens (shortest: {min(lengths)}); raise tokenizer.max_length"
+        )
+    return fitting
+
+
 def _write_task(name: str, items: Sequence[Item], directory: Path) -> None:
     lines = [json.dumps({"prompt": item.prompt, "target": item.answer + EOS}) for item in items]
     data = directory / f"{name}.jsonl"
