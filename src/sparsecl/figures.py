@@ -4,6 +4,8 @@ One function per figure; each takes tables as pandas frames and returns a matplo
 notebook shows it and `save` writes it. Scores are drawn in percent, losses in nats per answer token.
 """
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -236,3 +238,10 @@ def loss_forgetting(accuracy: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     lower.supxlabel("optimizer steps since the start of the stream", fontsize=9)
     lower.legend(handles=arm_handles(arms), loc="outside upper center", ncols=len(arms))
     return figure
+
+
+def stream_figure(tables: Mapping[str, pd.DataFrame], measure: str) -> Figure:
+    """The course of a stream in what the study measures: right answers, or answer loss."""
+    if measure == "score":
+        return forgetting_curves(tables["curves"], tables["accuracy"])
+    return loss_forgetting(tables["accuracy"], tables["curves"])
