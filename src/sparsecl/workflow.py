@@ -146,7 +146,9 @@ def build_pdf(study_source: str, output: str) -> None:
     study = load_study(study_source)
     tree = open_tree(study.name, output)
     parts = Plan(study, study_source, output, None, True).parts()
-    pdf = build_paper(tree.path("paper"), parts, is_paper_of_record(parts))
+    # A part without published tables makes it a draft, which says so on every page, instead of no paper at all.
+    complete = all(name == study.name or (published(name) / "published.json").is_file() for name in parts.values())
+    pdf = build_paper(tree.path("paper"), parts, complete and is_paper_of_record(parts))
     copy = paper_copy(output)
     write_atomically(copy, lambda temporary: shutil.copyfile(pdf, temporary))
     write_record(tree.path("paper", "paper.json"), {"parts": parts, "pdf_sha256": sha256_of(pdf), "copy": copy.name})
