@@ -157,14 +157,6 @@ def test_a_changed_seed_is_not_answered_with_old_results(smoke, tmp_path):
     run(smoke, "--", "-n")  # the tree's own settings again, for the tests after this one
 
 
-def test_only_reruns_one_notebook_and_nothing_downstream(smoke):
-    before = {path: path.stat().st_mtime_ns for path in (smoke / "smoke").glob("**/0*.json")}
-    finished = run(smoke, "--only", "05_stats")
-    assert finished.returncode == 0, finished.stderr
-    changed = {path.name for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns}
-    assert changed == {"05_stats-main.json"}
-
-
 def test_unknown_notebook_parameters_are_refused_before_a_kernel_starts():
     with pytest.raises(ValueError, match=r"unknown parameter\(s\) \['replicat'\]; known: .*'replicate'"):
         check_parameters(REPOSITORY / "notebooks" / "03_continual.ipynb", {"replicat": 1})
