@@ -220,8 +220,8 @@ def test_general_and_textbook_answers_are_right(suite):
         (r"largest of ([\d, ]+) is", lambda row: max(row.split(", "))),
         (r"smallest of ([\d, ]+) is", lambda row: min(row.split(", "))),
         (
-            r"(first|last|second|third) of ([\d, ]+) is",
-            lambda which, row: row.split(", ")[{"first": 0, "second": 1, "third": 2, "last": -1}[which]],
+            r"(first|last) of ([\d, ]+) is",
+            lambda which, row: row.split(", ")[{"first": 0, "last": -1}[which]],
         ),
         (r"(?:from )?(\d) (?:then )?add (\d) :", lambda a, b: f"{a} + {b} = {int(a) + int(b)}"),
         (r"subtract (\d) from (\d) :", lambda b, a: f"{a} - {b} = {int(a) - int(b)}"),

@@ -1,8 +1,11 @@
 """The real command end to end on the smoke study: PDF, tables, topology, resuming, reruns."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from sparsecl.masks import load_masks, prunable_layers
 from sparsecl.modeling import load_checkpoint
 from sparsecl.notebook_runner import check_parameters
 from sparsecl.study_files import load_study
-from sparsecl.tables import COLUMNS, file_name, read_tables
+from sparsecl.tables import COLUMNS, MEASURED_TABLES, file_name, read_tables
 from sparsecl.tree import REPOSITORY
 
 STUDY = load_study("smoke")
@@ -157,9 +160,56 @@ def test_a_changed_seed_is_not_answered_with_old_results(smoke, tmp_path):
     run(smoke, "--", "-n")  # the tree's own settings again, for the tests after this one
 
 
+def test_a_run_killed_in_the_middle_ends_in_the_same_tables(smoke, tmp_path):
+    process = subprocess.Popen(command(tmp_path, "--no-pdf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    stage = tmp_path / "smoke" / "replicate-validation" / "streams" / "D1"
+    deadline = time.monotonic() + 600
+    while not list(stage.glob("*/stage-2")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)  # the driver alone: its jobs go on, and the next run has to deal with them
+    finished = run(tmp_path, "--no-pdf")
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    for table in COLUMNS:
+        if table not in MEASURED_TABLES:
+            name = file_name(table)
+            assert (tmp_path / "smoke" / "results" / name).read_bytes() == (smoke / "smoke" / "results" / name).read_bytes(), table
+
+
+def test_only_reruns_one_notebook_and_nothing_downstream(smoke):
+    before = {path: path.stat().st_mtime_ns for path in (smoke / "smoke").glob("**/0*.json")}
+    finished = run(smoke, "--only", "05_stats")
+    assert finished.returncode == 0, finished.stderr
+    changed = {path.name for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns}
+    assert changed == {"05_stats-main.json"}
+
+
+def test_a_hand_edited_record_stops_with_its_name(smoke, tmp_path):
+    import shutil
+
+    shutil.copytree(smoke / "smoke", tmp_path / "smoke")
+    record = tmp_path / "smoke" / "replicate-0" / "04_probe.json"
+    record.write_text(record.read_text().replace('"value": 0.', '"value": 1.', 1))
+    finished = run(tmp_path, "--no-pdf")
+    assert finished.returncode != 0
+    assert "04_probe.json was changed after it was written; delete it and run the same command again" in finished.stderr
+
+
 def test_unknown_notebook_parameters_are_refused_before_a_kernel_starts():
     with pytest.raises(ValueError, match=r"unknown parameter\(s\) \['replicat'\]; known: .*'replicate'"):
         check_parameters(REPOSITORY / "notebooks" / "03_continual.ipynb", {"replicat": 1})
+
+
+def test_a_failing_job_is_named_and_finished_work_stays(tmp_path):
+    study = (REPOSITORY / "configs" / "smoke.yaml").read_text().replace("name: smoke", "name: too-fast")
+    study = study.replace("learning_rate: 3.0e-3", "learning_rate: 1.0e+30").replace("replicates: 2", "replicates: 2")
+    (tmp_path / "too-fast.yaml").write_text(study)
+    options = ["--study", str(tmp_path / "too-fast.yaml"), "--out", str(tmp_path), "--no-pdf"]
+    finished = subprocess.run([str(REPOSITORY / "run_all.sh"), *options], capture_output=True, text=True)
+    assert finished.returncode != 0
+    assert "failed: 01_sparsify replicate-0" in finished.stderr
+    assert "pretrain D0: loss is nan" in finished.stderr and "lower learning_rate (now 1e+30)" in finished.stderr
+    assert "run the same command again" in finished.stderr
 
 
 def test_code_digests_of_notebooks_differ():

@@ -67,8 +67,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
     failed.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
-            str(notebook), str(running), parameters, kernel_name=KERNEL, progress_bar=False, cwd=str(notebook.parent)
-        )
+            str(notebook), str(running), parameters, kernel_name=KERNEL, progress_bar=False, cwd=str(notebook.parent),
+            shutdown_kernel="immediate",  # nothing is left to do there: the record is written, and torch takes seconds to unload
+        )  # fmt: skip
     except PapermillExecutionError as error:
         running.replace(failed)
         raise RuntimeError(f"{error.ename}: {error.evalue} (see {failed})") from None

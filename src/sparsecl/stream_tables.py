@@ -128,16 +128,30 @@ def sweep_rows(stream: Stream, reports: Sequence[dict]) -> list[dict]:
 
 
 def choose_learning_rate(rows: Sequence[dict], measure: str) -> float:
-    """The rate under which the arms together learn best: the mean over arms and domains, right after each stage.
+    """The lowest rate that learns as well as the best: within one standard error of its mean over arms and domains.
 
-    One rate serves all arms, because the stream's optimisation must not differ between them; the mean
-    over the arms favours none. Ties go to the lower rate.
+    One rate serves all arms, because the stream's optimisation must not differ between them; the mean over the
+    arms favours none. The shortfall is paired by arm and domain. The one-standard-error rule (Breiman et al. 1984)
+    keeps a rate from winning by noise, at the cost of everything that a larger rate overwrites.
     """
-    rates = sorted({row["learning_rate"] for row in rows})
-    total = [row for row in rows if row["kind"] == "all"]
+    learned = _learned(rows, measure)
+    best = max(learned, key=lambda rate: (learned[rate].mean(), -rate))
+    return min(rate for rate in learned if _mean_within_one_standard_error_of_zero(learned[best] - learned[rate]))
 
-    def learned(rate: float) -> float:
-        chosen = [row for row in total if row["learning_rate"] == rate]
-        return float(np.mean([row["own"] if measure == "score" else -row["nll_own"] for row in chosen]))
 
-    return max(rates, key=lambda rate: (learned(rate), -rate))
+def _learned(rows: Sequence[dict], measure: str) -> dict[float, np.ndarray]:
+    """Per rate, what each arm has learned of each domain right after its stage, in one order of (arm, domain)."""
+    column, sign = ("own", 1) if measure == "score" else ("nll_own", -1)
+    learned: dict[float, dict[tuple[str, str, str], float]] = {}
+    for row in rows:
+        if row["kind"] == "all":
+            learned.setdefault(row["learning_rate"], {})[row["arm"], row["method"], row["domain"]] = sign * row[column]
+    cells = next(iter(learned.values())).keys()
+    if differing := [rate for rate, values in learned.items() if values.keys() != cells]:
+        raise ValueError(f"the sweep has other arms or domains under {differing} than under {next(iter(learned))}; run 03_continual again")
+    return {rate: np.array([values[cell] for cell in cells]) for rate, values in learned.items()}
+
+
+def _mean_within_one_standard_error_of_zero(shortfalls: np.ndarray) -> bool:
+    error = shortfalls.std(ddof=1) / np.sqrt(len(shortfalls)) if len(shortfalls) > 1 else 0.0
+    return bool(shortfalls.mean() <= error)

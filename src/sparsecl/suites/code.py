@@ -14,16 +14,14 @@ NAME = "code"
 DIGITS = range(8)
 LENGTH = 3  # one length, so that each place of the list stands at one distance from the question
 VARIABLES = ("a", "b", "c", "d", "x", "y", "z", "w")
-FUNCTIONS: Pairs = (("first", "last"), ("max", "min"), ("second", "third"))
-EXPRESSIONS = {
-    "first": "{v}[0]", "last": "{v}[-1]", "second": "{v}[1]", "third": "{v}[2]",
-    "max": "max({v})", "min": "min({v})",
-}  # fmt: skip
+FUNCTIONS: Pairs = (("first", "last"), ("max", "min"))
+EXPRESSIONS = {"first": "{v}[0]", "last": "{v}[-1]", "max": "max({v})", "min": "min({v})"}
 WORDINGS = {
-    "first": ("first of {list} is", "{list} begins with"), "last": ("last of {list} is", "{list} ends with"),
-    "second": ("second of {list} is", "next to first of {list} is"), "third": ("third of {list} is", "next to second of {list} is"),
-    "max": ("largest of {list} is", "{list} has largest"), "min": ("smallest of {list} is", "{list} has smallest"),
-}  # fmt: skip
+    "first": ("first of {list} is", "{list} begins with"),
+    "last": ("last of {list} is", "{list} ends with"),
+    "max": ("largest of {list} is", "{list} has largest"),
+    "min": ("smallest of {list} is", "{list} has smallest"),
+}
 PHRASINGS = ("{name}() returns", "print({name}()) shows", "value of {name}() is")
 
 
@@ -49,12 +47,8 @@ def evaluate(function: str, values: tuple[int, ...]) -> int:
     match function:
         case "first":
             return values[0]
-        case "second":
-            return values[1]
         case "last":
             return values[-1]
-        case "third":
-            return values[2]
         case "max":
             return max(values)
         case "min":

@@ -1,7 +1,7 @@
 """What a generated domain is: rules over a finite set of inputs (paper, section Data).
 
 An ability line is a *rule input* (what the answer depends on: rule elements and values) dressed in a
-*surface* (a name, an age: what it does not depend on). Rule elements, e.g. the eight list functions of
+*surface* (a name, an age: what it does not depend on). Rule elements, e.g. the list functions of
 `code`, are split in a public and a private half: only the public half reaches the pretraining in the
 domain's own format. A quarter of the rule inputs is held out from all training.
 """

@@ -4,15 +4,13 @@ It gives the base skills that no stage trains, so that what a conversion or the 
 general shows on its own.
 """
 
-from itertools import permutations, product
+from itertools import permutations
 
 from sparsecl.items import GENERAL, Item
 
 FACTS = 40
 FACT_PHRASINGS = ("the river {name} is long", "length of the river {name} :", "how long is the {name} river?")
-LARGEST_OPERAND = 9
-LARGEST_CHAINED = 6
-SIGNS = {1: "+", -1: "-"}
+LARGEST = 9  # the math domain needs exactly these; sums beyond left too few repetitions to learn any
 SUM_WORDINGS = ("{a} + {b} =", "{a} plus {b} is", "sum of {a} and {b} is", "{b} more than {a} is")
 DIFFERENCE_WORDINGS = ("{a} - {b} =", "{a} minus {b} is", "{a} less {b} is", "{b} less than {a} is")
 ORDINALS = ("first", "second", "third")
@@ -20,25 +18,11 @@ FRUITS = ("apple", "cherry", "fig", "grape", "lemon", "mango", "pear", "plum")
 
 
 def arithmetic() -> list[Item]:
-    """Every one-digit sum and difference in every wording, e.g. `4 + 7 =` -> ` 11`, and the chains of two."""
-    operands = range(LARGEST_OPERAND + 1)
-    sums = [(wording.format(a=a, b=b), a + b) for a in operands for b in operands for wording in SUM_WORDINGS]
-    differences = [(wording.format(a=a, b=b), a - b) for a in operands for b in range(a + 1) for wording in DIFFERENCE_WORDINGS]
-    items = [Item(GENERAL, "ability", "arithmetic", prompt, f" {result}") for prompt, result in sums + differences]
-    return items + chains()
-
-
-def chains() -> list[Item]:
-    """Two operations with the working shown, `3 + 4 - 2 :` -> ` 3 + 4 = 7; 7 - 2 = 5`, as long as results are one digit."""
-    items = []
-    for a, b, c in product(range(1, LARGEST_CHAINED + 1), repeat=3):
-        for first, second in product((1, -1), repeat=2):
-            middle, last = a + first * b, a + first * b + second * c
-            if 0 <= middle <= LARGEST_OPERAND and 0 <= last <= LARGEST_OPERAND:
-                one, two = SIGNS[first], SIGNS[second]
-                working = f" {a} {one} {b} = {middle}; {middle} {two} {c} = {last}"
-                items.append(Item(GENERAL, "ability", "arithmetic", f"{a} {one} {b} {two} {c} :", working))
-    return items
+    """Every sum and difference of one-digit numbers with a one-digit result in every wording, e.g. `4 + 3 =` -> ` 7`."""
+    pairs = [(a, b) for a in range(LARGEST + 1) for b in range(LARGEST + 1 - a)]
+    sums = [(wording.format(a=a, b=b), a + b) for a, b in pairs for wording in SUM_WORDINGS]
+    differences = [(wording.format(a=a + b, b=b), a) for a, b in pairs for wording in DIFFERENCE_WORDINGS]
+    return [Item(GENERAL, "ability", "arithmetic", prompt, f" {result}") for prompt, result in sums + differences]
 
 
 def ordinals() -> list[Item]:

@@ -15,8 +15,8 @@ NAME = "math"
 OPERANDS = range(1, 7)
 LARGEST = 9  # results stay one digit: the domain is about verbs and order, carrying is not
 THINGS = ("pens", "cups", "nuts", "eggs")
-ADDING: Pairs = (("buys", "finds"), ("wins", "gets"))
-TAKING: Pairs = (("sells", "loses"), ("eats", "drops"))
+ADDING: Pairs = (("buys", "finds"),)
+TAKING: Pairs = (("sells", "loses"),)
 PHRASINGS = ("the constant {name} equals", "{name} is the number", "let us use {name} =")
 
 
