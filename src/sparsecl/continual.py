@@ -68,12 +68,17 @@ class Examination:
     def _tasks(self) -> EvaluationTasks:
         return EvaluationTasks(self.items, self._experiment.write_path("tasks"))
 
-    def at_stage_end(self, model: nn.Module) -> dict[Group, ItemScores]:
-        """Score everything: by lm-eval in the study, by the batched scorer (equal by test) when settings are chosen."""
+    def at_stage_end(self, model: nn.Module, domain: str, is_last: bool) -> dict[Group, ItemScores]:
+        """Score everything by lm-eval.
+
+        Where settings are chosen, score only what the choice reads: the stage's own domain, and all at the end. The batched
+        scorer does that (equal by test).
+        """
         study = self._experiment.study
-        if self._experiment.replicate == VALIDATION:
-            return {group: score_rows(model, rows, study.scoring_batch) for group, rows in self.rows.items()}
-        return self._tasks.evaluate(model, self._base.tokenizer, self.rows, study.tokenizer.max_length, study.scoring_batch)
+        if self._experiment.replicate != VALIDATION:
+            return self._tasks.evaluate(model, self._base.tokenizer, self.rows, study.tokenizer.max_length, study.scoring_batch)
+        read = {group: rows for group, rows in self.rows.items() if is_last or group[0] == domain}
+        return {group: score_rows(model, rows, study.scoring_batch) for group, rows in read.items()}
 
     def on_curve(self, model: nn.Module) -> dict[Group, ItemScores]:
         """Score the first `curve_items` of every group of the stream in one pass."""
@@ -128,7 +133,8 @@ def _run_stage(
     curve, costs = [], None
     if domain:
         curve, costs = _train_stage(experiment, base, examination, stream, model, start, domain)
-    scores = examination.at_stage_end(model)
+    last = experiment.study.continual.orders[stream.order][-1]
+    scores = examination.at_stage_end(model, domain, domain == last)
     return {
         "domain": domain,
         "scores": score_rows_of(scores, examination.items),

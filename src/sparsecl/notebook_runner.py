@@ -6,6 +6,7 @@ Unknown parameters are refused before a kernel starts (papermill only warns), th
 environment's, the record is locked while the job runs, and executed notebooks appear by rename.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,9 @@ with hidden("rfc3987_syntax"):  # jsonschema's checker of internationalised addr
     from papermill.exceptions import PapermillExecutionError
 
 KERNEL = "python3"
+# oneDNN keeps compiled primitives and reordered weights for every batch shape it has seen; by default a
+# thousand of each, which grew a bfloat16 training to 5 GB. With 16 it stays at 1 GB, at the same speed.
+CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 
 
 def check_parameters(notebook: Path, given: dict) -> None:
@@ -65,6 +69,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
     running = executed.with_name(f".{executed.stem}.running.ipynb")
     failed = executed.with_name(f"{executed.stem}.failed.ipynb")
     failed.unlink(missing_ok=True)
+    os.environ.update({name: os.environ.get(name, value) for name, value in CACHES.items()})  # the kernel inherits them
     try:
         papermill.execute_notebook(
             str(notebook), str(running), parameters, kernel_name=KERNEL, progress_bar=False, cwd=str(notebook.parent),
