@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from sparsecl.config import Optimisation
-from sparsecl.masks import Masks, apply_masks, prunable_layers
+from sparsecl.masks import Masks, apply_masks, prunable_weights
 from sparsecl.modeling import build_model
 from sparsecl.study_files import load_study
 from sparsecl.tokenizer import Row
@@ -29,8 +29,9 @@ def random_masks(model) -> Masks:
     return Masks(
         "2of4",
         "random",
-        "none",
-        {name: pattern.repeat(layer.weight.numel() // 4).view_as(layer.weight) for name, layer in prunable_layers(model).items()},
+        0.5,
+        "",
+        {name: pattern.repeat(weight.numel() // 4).view_as(weight) for name, weight in prunable_weights(model).items()},
     )
 
 

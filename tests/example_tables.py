@@ -6,11 +6,24 @@ The numbers are invented; only their shape and rough size are those of a study.
 import numpy as np
 import pandas as pd
 
+from sparsecl.arms import Arm, parse_arm
+
 DOMAINS = ("code", "math", "medical", "legal", "dialogue")
 STREAMED = {"D1": ("", "", 1.0), "S1-2of4": ("2of4", "sparsegpt", 0.5)}
-CHECKPOINTS = {"D0": ("", "", 1.0), "S0-2of4": ("2of4", "sparsegpt", 0.5), **STREAMED}
 RUN = ("arm", "topology", "algorithm", "density", "method", "order", "stage_steps", "base", "seed")
 STAGE_STEPS = 100
+# General score that is planted for S0 of every compared conversion; S1 loses a sixth of what S0 loses.
+TOPOLOGY_SCORES = {"2of4": 0.71, "4of8": 0.75, "block16": 0.5, "block32": 0.42, "block64": 0.3, "unstructured": 0.78}
+ALGORITHM_SCORES = {"random": 0.12, "magnitude": 0.62, "wanda": 0.69, "wanda++": 0.7, "maskllm": 0.8}
+DENSITY_SCORES = {
+    "unstructured-d0.8": 0.875, "unstructured-d0.75": 0.87, "unstructured-d0.7": 0.86, "unstructured-d0.6": 0.83,
+    "6of8": 0.865, "5of8": 0.82, "block16-d0.75": 0.7,
+}  # fmt: skip
+ALL_REPLICATES = {"D0": 0.88, "D1": 0.9} | {f"S0-{name}": score for name, score in TOPOLOGY_SCORES.items()}
+FEWER_REPLICATES = {
+    **{f"S0-2of4-{name}": score for name, score in ALGORITHM_SCORES.items()},
+    **{f"S0-{name}": score for name, score in DENSITY_SCORES.items()},
+}
 
 
 def _run(arm: str, seed: int) -> dict:
@@ -56,26 +69,36 @@ def _stream(replicates: int, generator) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(accuracy), pd.DataFrame(curves)
 
 
+def compared_replicates(replicates: int) -> int:
+    """Algorithms and densities are compared on fewer replicates than topologies."""
+    return max(replicates - 1, 2)
+
+
+def planted_scores() -> dict[str, float]:
+    """General score planted for every checkpoint."""
+    scores = ALL_REPLICATES | FEWER_REPLICATES
+    recovered = {"S1" + arm[2:]: 0.9 - (0.9 - score) / 6 for arm, score in scores.items() if arm.startswith("S0")}
+    return scores | recovered
+
+
+def _checkpoint(arm: Arm, seed: int, score: float, generator) -> list[dict]:
+    run = {"arm": arm.name, "topology": arm.topology, "algorithm": arm.algorithm, "density": arm.density, "base": seed, "seed": seed}
+    values = {"density/attained": arm.density, "score/general": score, "nll/general": 2.2 * (1 - score), "score/general/arithmetic": score}
+    if arm.lineage in ("S1", "D1"):
+        start = 2.2 * (1 - (planted_scores()["S0" + arm.name[2:]] if arm.is_sparse else 0.88))
+        for step in range(0, 201, 40):
+            values[f"recovery/nll/{step}"] = 0.22 + (start - 0.22) * np.exp(-step / 40) + generator.normal(0, 0.01)
+    return [{**run, "metric": metric, "value": value} for metric, value in values.items()]
+
+
 def _conversion(replicates: int, generator) -> pd.DataFrame:
-    scores = {"D0": 0.88, "S0-2of4": 0.71, "S1-2of4": 0.87, "D1": 0.9}
     rows = []
-    for arm, (topology, algorithm, density) in CHECKPOINTS.items():
-        for seed in range(replicates):
-            run = {"arm": arm, "topology": topology, "algorithm": algorithm, "density": density, "base": seed, "seed": seed}
-            score = scores[arm] + generator.normal(0, 0.02)
-            values = {
-                "density/attained": density,
-                "score/general": score,
-                "nll/general": 2.2 * (1 - score),
-                "score/general/arithmetic": score,
-            }
-            if arm in STREAMED:
-                start = 0.64 if arm != "D1" else 0.27
-                values |= {
-                    f"recovery/nll/{step}": 0.22 + (start - 0.22) * np.exp(-step / 40) + generator.normal(0, 0.01)
-                    for step in range(0, 201, 40)
-                }
-            rows += [{**run, "metric": metric, "value": value} for metric, value in values.items()]
+    for name, score in planted_scores().items():
+        fewer = "S0" + name[2:] in FEWER_REPLICATES
+        for seed in range(compared_replicates(replicates) if fewer else replicates):
+            rows += _checkpoint(parse_arm(name), seed, score + generator.normal(0, 0.02), generator)
+    # The replicate on which settings were chosen has rows too; they enter no result.
+    rows += [row | {"seed": "validation"} for name in ("D0", "S0-2of4") for row in _checkpoint(parse_arm(name), -1, 0.0, generator)]
     return pd.DataFrame(rows)
 
 
@@ -174,6 +197,13 @@ def _costs(replicates: int) -> tuple[pd.DataFrame, pd.DataFrame]:
                     }
                 )
                 timings.append({**run, "wall_s": 21.5 + seed, "peak_memory_bytes": 9e8, "device": "cpu", "dtype": "float32"})
+    for name in ("S0-2of4", *(f"S0-2of4-{algorithm}" for algorithm in ("magnitude", "wanda", "maskllm"))):
+        for seed in range(replicates if name == "S0-2of4" else compared_replicates(replicates)):
+            run = {"arm": name, "method": "conversion", "seed": seed, "job": "01_sparsify"}
+            tokens = {"S0-2of4-magnitude": 0, "S0-2of4-maskllm": 260000}.get(name, 2600)
+            counted = {"tokens": tokens, "flops_dense": 1e6 * tokens, "flops_sparse": 1e6 * tokens, "trainable": 542000, "masked": 196608}
+            cost.append({**run, **counted})
+            timings.append({**run, "wall_s": 0.1 + tokens / 1e4, "peak_memory_bytes": 9e8, "device": "cpu", "dtype": "float32"})
     return pd.DataFrame(cost), pd.DataFrame(timings)
 
 

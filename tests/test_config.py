@@ -54,7 +54,43 @@ def test_fewer_than_two_replicates(tmp_path, settings):
 def test_a_block_that_does_not_divide_a_layer(tmp_path, settings):
     settings["model"]["hidden"] = 80
     message = refused(tmp_path, {**settings, "arms": [*settings["arms"], "S0-block64"]})
-    assert "S0-block64 needs sizes divisible by 64, but self_attn.q_proj is 64 x 80" in message
+    assert "arms: S0-block64: block64 needs inputs divisible by 64, but self_attn.q_proj has 80" in message
+    settings["model"]["ffn"] = 100
+    message = refused(tmp_path, {**settings, "arms": ["D0", "D1", "S1-2of4", "S0-8of16"]})
+    assert "arms: S0-8of16: 8of16 needs inputs divisible by 16, but mlp.down_proj has 100" in message
+
+
+def test_arms_that_are_compared_are_checked_too(tmp_path, settings):
+    message = refused(tmp_path, {**settings, "comparison": {"replicates": 2, "arms": ["S1-5of7"]}})
+    assert "arms: S0-5of7: 5of7 needs inputs divisible by 7, but self_attn.q_proj has 64" in message
+    message = refused(tmp_path, {**settings, "comparison": {"replicates": 1, "arms": ["S1-6of8"]}})
+    assert "comparison.replicates (value 1): Input should be greater than or equal to 2" in message
+
+
+@pytest.mark.parametrize(("algorithm", "field"), [("maskllm", "maskllm"), ("given", "given_mask")])
+def test_an_algorithm_without_its_settings_is_refused(tmp_path, settings, algorithm, field):
+    message = refused(tmp_path, {**settings, "comparison": {"replicates": 2, "arms": [f"S1-2of4-{algorithm}"]}})
+    assert f"sparsify.{field}: absent, but arm S0-2of4-{algorithm} needs it; add it or drop the arm" in message
+    settings["sparsify"]["algorithm"] = algorithm
+    assert f"sparsify.{field}: absent" in refused(tmp_path, {**settings, "arms": ["D0", "D1", "S1-2of4"]})
+
+
+def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settings):
+    settings |= {
+        "replicates": 3,
+        "arms": ["D0", "D1", "S1-2of4", "S1-block16"],
+        "comparison": {"replicates": 2, "arms": ["S1-6of8", "S1-2of4-random"]},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    study = load_study(path)
+    always = ("D0", "D1", "S0-2of4", "S1-2of4", "S0-block16", "S1-block16")  # an S1 brings the S0 it starts from
+    compared = ("S0-6of8", "S1-6of8", "S0-2of4-random", "S1-2of4-random")
+    assert study.arms_of(0) == study.arms_of(1) == always + compared and study.arms_of(2) == always
+    assert tuple(arm.name for arm in study.all_arms()) == always + compared
+    assert set(study.arms_of("validation")) == {"D0", "D1", "S0-2of4", "S1-2of4"}  # what the stream needs
+    path.write_text(yaml.safe_dump({**settings, "comparison": None}))
+    assert load_study(path).arms_of(0) == always
 
 
 def test_top_k_of_no_neuron_and_of_all(tmp_path, settings):
@@ -75,7 +111,7 @@ def test_a_streamed_arm_must_be_made(tmp_path, settings):
 
 
 def test_an_unknown_study_lists_the_known():
-    with pytest.raises(ValueError, match="study 'nope; rm -rf x' is unknown; known: builtin, realtext, smoke"):
+    with pytest.raises(ValueError, match="study 'nope; rm -rf x' is unknown; known: .*builtin.*, realtext, smoke"):
         load_study("nope; rm -rf x")
 
 
@@ -96,9 +132,17 @@ def test_arm_names_say_topology_algorithm_and_density():
     arm = parse_arm("S1-unstructured-wanda-d0.75")
     assert (arm.topology, arm.algorithm, arm.density) == ("unstructured", "wanda", 0.75)
     assert parse_arm("S1-2of4").label == "S1 2:4" and parse_arm("Dnz-0.5").density == 0.5
-    for name in ("S2-2of4", "S1", "S1-3of7", "D1-2of4", "S1-2of4-wonda"):
+    for name in ("S2-2of4", "S1", "S1-4of4", "S1-block8", "D1-2of4", "S1-2of4-wonda"):
         with pytest.raises(ValueError, match=name.split("-")[-1]):
             parse_arm(name)
+
+
+def test_a_pattern_says_its_density_itself():
+    assert [parse_arm(f"S1-{pattern}").density for pattern in ("1of4", "2of4", "6of8", "3of7")] == [0.25, 0.5, 0.75, 3 / 7]
+    assert parse_arm("S1-6of8-wanda++").algorithm == "wanda++" and parse_arm("S1-6of8").label == "S1 6:8"
+    with pytest.raises(ValueError, match="arm 'S1-6of8-d0.75': 6of8 itself fixes the density at 0.75; leave 'd0.75' out"):
+        parse_arm("S1-6of8-d0.75")
+    assert parse_arm("S1-block16-d0.625").density == 0.625
 
 
 def test_streams_are_stable_and_apart():

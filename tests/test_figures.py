@@ -1,20 +1,31 @@
 """Figures: equal tables give equal bytes, what is drawn is what the tables say, absent rows say what is missing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
-from example_tables import DOMAINS, STAGE_STEPS, example_tables
+import torch
+from example_tables import ALGORITHM_SCORES, DOMAINS, STAGE_STEPS, TOPOLOGY_SCORES, compared_replicates, example_tables
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sparsecl import figures
 from sparsecl.arms import parse_arm
-from sparsecl.figure_style import NothingToDraw, intervals, mean_interval, save
+from sparsecl.figure_style import NothingToDraw, figure_or_reason, intervals, mean_interval, save
+from sparsecl.figures_masks import compared_masks, mask_gallery
+from sparsecl.mask_selection import select
+from sparsecl.topologies import parse_topology
 
 INPUTS = {
     "forgetting_curves": ("curves", "accuracy"),
     "accuracy_matrices": ("accuracy",),
     "forgetting_own_final": ("metrics",),
     "conversion_and_recovery": ("conversion",),
+    "topology_comparison": ("conversion",),
+    "algorithm_comparison": ("conversion",),
+    "density_scan": ("conversion",),
+    "recovery_curves": ("conversion",),
     "layer_overlap": ("overlap",),
     "learning_rate_sweep": ("learning_rate",),
     "loss_forgetting": ("accuracy", "curves"),
@@ -24,6 +35,12 @@ INPUTS = {
 @pytest.fixture(scope="module")
 def tables():
     return example_tables(replicates=2)
+
+
+@pytest.fixture(scope="module")
+def conversion():
+    """Five replicates of the topologies, four of the algorithms and densities."""
+    return example_tables(replicates=5)["conversion"]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +112,16 @@ def test_learning_rates_that_were_chosen_are_ringed(drawn):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("layer_overlap", "04_probe"), ("conversion_and_recovery", "01_sparsify"), ("learning_rate_sweep", "no rows")]
+    ("name", "words"),
+    [
+        ("layer_overlap", "04_probe"),
+        ("conversion_and_recovery", "01_sparsify"),
+        ("learning_rate_sweep", "no rows"),
+        ("topology_comparison", "S0-block16 in the study and run 01_sparsify"),
+        ("algorithm_comparison", "S0-2of4-magnitude in the study and run 01_sparsify"),
+        ("density_scan", "S0-unstructured-d0.75 in the study and run 01_sparsify"),
+        ("recovery_curves", "run 02_recover"),
+    ],
 )
 def test_missing_rows_are_named(tables, name, words):
     empty = [tables[table].iloc[:0] for table in INPUTS[name]]
@@ -130,3 +156,160 @@ def test_figures_are_saved_as_vector_pdf(drawn, tmp_path):
 )
 def test_cells_that_round_to_nothing_have_no_sign(value, number, text):
     assert figures._cell_text(value, number) == text
+
+
+@pytest.fixture(scope="module")
+def compared(conversion):
+    """The figures of five replicates."""
+    names = ("conversion_and_recovery", "topology_comparison", "algorithm_comparison", "recovery_curves")
+    return {name: getattr(figures, name)(conversion) for name in names}
+
+
+def values_of(conversion: pd.DataFrame, arm: str, replicates: int, metric: str = "nll/general") -> list[float]:
+    rows = conversion[(conversion["arm"] == arm) & (conversion["metric"] == metric) & conversion["seed"].isin(range(replicates))]
+    return rows.sort_values("seed")["value"].tolist()
+
+
+def drawn_points(axes, count: int, marker: str) -> list[list[float]]:
+    """Positions of `count` marks of one kind along the axis of the measure."""
+    return [list(line.get_xdata()) for line in axes.lines if line.get_marker() == marker and len(line.get_xdata()) == count]
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "replicates"),
+    [
+        ("topology_comparison", [f"S1-{topology}" for topology in TOPOLOGY_SCORES], 5),
+        ("algorithm_comparison", ["S1-2of4", *(f"S1-2of4-{algorithm}" for algorithm in ALGORITHM_SCORES)], compared_replicates(5)),
+    ],
+)
+def test_every_compared_arm_is_drawn_over_the_replicates_that_made_all(compared, conversion, name, arms, replicates):
+    axes = compared[name].axes[0]
+    expected = sorted(values_of(conversion, arm, replicates) for arm in arms)
+    assert np.allclose(sorted(drawn_points(axes, replicates, "s")), expected)
+    assert np.allclose(sorted(drawn_points(axes, 1, "s")), sorted([np.mean(values)] for values in expected))
+
+
+def test_algorithms_stand_in_the_order_of_what_they_look_at(compared):
+    labels = [text.get_text() for text in compared["algorithm_comparison"].axes[0].get_yticklabels()]
+    assert labels == ["random", "magnitude", "Wanda", "SparseGPT", "Wanda++", "MaskLLM"]
+
+
+def test_topologies_stand_from_the_freest_to_the_coarsest(compared):
+    labels = [text.get_text() for text in compared["topology_comparison"].axes[0].get_yticklabels()]
+    assert labels == ["unstructured", "4:8", "2:4", "block 16", "block 32", "block 64"]
+
+
+def test_what_had_no_training_is_hollow(compared):
+    axes = compared["topology_comparison"].axes[0]
+    fills = {marker: {to_hex(line.get_markerfacecolor()) for line in axes.lines if line.get_marker() == marker} for marker in "Xs"}
+    assert fills["X"] == {"#ffffff"} and "#ffffff" not in fills["s"]
+
+
+def test_the_validation_replicate_is_not_drawn(compared, conversion):
+    planted = conversion[(conversion["seed"] == "validation") & (conversion["metric"] == "nll/general")]["value"]
+    assert (planted == 2.2).all()  # far from every other loss
+    for name in ("conversion_and_recovery", "topology_comparison", "algorithm_comparison"):
+        drawn = [np.append(line.get_xdata(), line.get_ydata()) for axes in compared[name].axes for line in axes.lines]
+        assert not np.isclose(np.concatenate(drawn).astype(float), 2.2).any()
+
+
+def test_only_the_main_arms_stand_beside_their_recovery(compared):
+    axes = compared["conversion_and_recovery"].axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["D0", "S0 2:4", "S1 2:4", "D1"]
+
+
+def test_two_replicates_have_no_interval(drawn, compared):
+    def bars(figure):
+        return sum(len(container[2]) for container in figure.axes[0].containers)
+
+    assert bars(drawn["topology_comparison"]) == 0 and bars(compared["topology_comparison"]) == 2 * len(TOPOLOGY_SCORES)
+
+
+def test_an_axis_is_logarithmic_only_where_losses_span_much(compared, conversion):
+    assert compared["algorithm_comparison"].axes[0].get_xscale() == "log"
+    near = conversion.assign(value=conversion["value"].where(conversion["metric"] != "nll/general", 1 + conversion["value"]))
+    assert figures.algorithm_comparison(near).axes[0].get_xscale() == "linear"
+
+
+def test_densities_stand_at_the_zeros_that_were_measured(conversion):
+    attained = (conversion["metric"] == "density/attained") & conversion["arm"].isin(["S0-block16-d0.75", "S1-block16-d0.75"])
+    axes = figures.density_scan(conversion.assign(value=conversion["value"].mask(attained, 0.71))).axes[0]
+    lines = [line for line in axes.lines if line.get_color() == parse_arm("S1-block16").colour and len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in lines] == [pytest.approx([29, 50])] * 2
+    assert {line.get_linestyle() for line in lines} == {"--", "-"}
+
+
+def test_a_density_scan_needs_two_densities_of_one_family(conversion):
+    halves = conversion[conversion["arm"].isin(["D0", "D1", "S0-2of4", "S0-4of8", "S0-block16", "S0-unstructured"])]
+    with pytest.raises(NothingToDraw, match="comparing densities needs two, found none"):
+        figures.density_scan(halves)
+
+
+def test_every_recovered_arm_has_its_curve_in_its_panel(compared, conversion):
+    figure = compared["recovery_curves"]
+    assert [axes.get_title() for axes in figure.axes] == ["topologies", "algorithms", "densities"]
+    assert [len(axes.lines) for axes in figure.axes] == [1 + 6, 1 + 6, 1 + 10]
+    curve = figure.axes[1].lines[-1]
+    measured = values_of(conversion, "S1-2of4-maskllm", compared_replicates(5), "recovery/nll/0")
+    assert curve.get_ydata()[0] == pytest.approx(np.mean(measured))
+
+
+def test_a_comparison_without_a_common_replicate_says_so(conversion):
+    foreign = conversion[(conversion["arm"] != "S0-block16") | (conversion["seed"] == 0)]
+    foreign = foreign[(foreign["arm"] != "S0-block32") | (foreign["seed"] == 1)]
+    with pytest.raises(NothingToDraw, match="no replicate made all"):
+        figures.topology_comparison(foreign)
+
+
+def test_a_missing_figure_becomes_its_reason(conversion):
+    assert isinstance(figure_or_reason(figures.topology_comparison, conversion), Figure)
+    assert "run 01_sparsify" in figure_or_reason(figures.topology_comparison, conversion[conversion["arm"] == "D0"])
+
+
+class Layers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(128, 128, bias=False), torch.nn.Linear(128, 128, bias=False)
+
+
+@pytest.fixture(scope="module")
+def converted():
+    """A model of two layers and checkpoints of it with masks by magnitude."""
+    torch.manual_seed(0)
+    model, checkpoints = Layers(), []
+    for name in ("S0-block64", "S0-2of4", "S0-unstructured", "S0-2of4-random", "S0-unstructured-d0.75"):
+        arm = parse_arm(name)
+        masks = {
+            f"{layer}.weight": select(parse_topology(arm.topology), getattr(model, layer).weight.abs(), arm.density)
+            for layer in ("first", "second")
+        }
+        checkpoints.append(SimpleNamespace(arm=arm, masks=SimpleNamespace(weights=masks)))
+    return model, checkpoints
+
+
+def test_a_mask_picture_shows_the_weights_that_stay(converted):
+    model, checkpoints = converted
+    weight, mask = model.first.weight, checkpoints[1].masks.weights["first.weight"]
+    dense, kept = (axes.images[0].get_array() for axes in mask_gallery(weight, {"2:4": mask}, corner=32).axes[:2])
+    assert np.allclose(dense, weight[:32, :32].detach().abs())
+    assert np.array_equal(np.isfinite(np.ma.filled(kept, np.nan)), mask[:32, :32].numpy())
+
+
+def test_the_gallery_shows_the_masks_of_one_comparison(converted):
+    panels = {name: [axes for axes in compared_masks(*converted, name).axes if axes.get_title()] for name in ("topologies", "algorithms")}
+    titles = {name: [axes.get_title() for axes in shown] for name, shown in panels.items()}
+    assert titles["topologies"] == ["dense weights", "unstructured (50 %)", "2:4 (50 %)", "block 64 (50 %)"]
+    assert titles["algorithms"] == ["dense weights", "random (50 %)", "SparseGPT (50 %)"]
+    assert panels["topologies"][0].images[0].get_array().shape == (128, 128)  # twice the largest block
+    assert panels["algorithms"][0].images[0].get_array().shape == (64, 64)
+
+
+def test_a_gallery_of_no_masks_says_what_to_run(converted):
+    with pytest.raises(NothingToDraw, match="01_sparsify"):
+        compared_masks(converted[0], [], "algorithms")
+
+
+def test_the_gallery_is_readable(converted):
+    figure = compared_masks(*converted, "topologies")
+    texts = [text for text in figure.findobj(lambda artist: hasattr(artist, "get_fontsize")) if text.get_visible() and text.get_text()]
+    assert figure.get_size_inches()[0] <= 6.3 and min(text.get_fontsize() for text in texts) >= 8

@@ -105,7 +105,7 @@ def test_values_come_from_the_tables(values, tables):
 
 
 def test_a_contrast_without_a_test_has_an_interval_and_no_p(values, tables):
-    wide = tables["conversion"].query("metric == 'score/general'").pivot(index="seed", columns="arm", values="value")
+    wide = tables["conversion"].query("metric == 'score/general'").pivot(index="seed", columns="arm", values="value").drop("validation")
     assert values["general_score/S0-2of4-minus-D0/estimate"] == number_formats.points((wide["S0-2of4"] - wide["D0"]).mean(), True)
     assert values.get("general_score/S0-2of4-minus-D0/p") is None
 
@@ -155,11 +155,84 @@ def test_minus_signs_of_the_verdict_are_minus_signs(values):
 
 def test_tables_have_equally_many_cells_in_every_row(study, tables):
     made = paper_tables.part_tables(study, tables, {("medical", "ability"): 0.55})
-    assert set(made) == {"settings", "costs", "metrics", "losses", "domains", "conversion"}
+    assert set(made) == {"settings", "costs", "metrics", "losses", "domains", "conversion", "topologies", "algorithms"}
     for name, text in made.items():
         rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert len({row.count(" & ") for row in rows}) == 1, name
         assert "nan" not in text.lower(), name
+
+
+def test_the_main_checkpoints_alone_stand_in_their_table(study, tables):
+    rows = [line.split(" & ")[0] for line in paper_tables.conversion_table(study, tables).splitlines() if line.endswith(r"\\")]
+    assert rows == ["arm", "D0", "S0 2:4", "S1 2:4", "D1"]
+
+
+def row_of(table: str, name: str) -> list[str]:
+    return [line.removesuffix(r" \\").split(" & ") for line in table.splitlines() if line.startswith(f"{name} & ")][0]
+
+
+def mean_of(tables: dict, arm: str, metric: str, replicates: int) -> float:
+    rows = tables["conversion"].query("arm == @arm and metric == @metric")
+    return rows[rows["seed"].isin(range(replicates))]["value"].mean()
+
+
+def test_compared_arms_are_summarised_over_their_common_replicates(tables):
+    topologies, algorithms = paper_tables.topologies_table(tables), paper_tables.algorithms_table(tables)
+    assert row_of(topologies, "block 16")[2].startswith(number_formats.nats(mean_of(tables, "S0-block16", "nll/general", 3)))
+    assert row_of(topologies, "dense")[3].startswith(number_formats.nats(mean_of(tables, "D1", "nll/general", 3)))
+    assert row_of(topologies, "2:4")[2].startswith(number_formats.nats(mean_of(tables, "S0-2of4", "nll/general", 3)))
+    assert row_of(algorithms, "SparseGPT")[1].startswith(number_formats.nats(mean_of(tables, "S0-2of4", "nll/general", 2)))
+    assert row_of(algorithms, "MaskLLM")[4].startswith(number_formats.points(mean_of(tables, "S1-2of4-maskllm", "score/general", 2)))
+
+
+def test_conversions_without_a_measured_cost_have_dashes(tables):
+    table = paper_tables.algorithms_table(tables)
+    assert row_of(table, "MaskLLM")[-2:] == ["260{,}000", "26.1"]
+    assert row_of(table, "magnitude")[-2] == "0"
+    assert row_of(table, "Wanda++")[-2:] == ["--", "--"]
+    without = {name: frame for name, frame in tables.items() if name not in ("cost", "timings")}
+    assert row_of(paper_tables.algorithms_table(without), "MaskLLM")[-2:] == ["--", "--"]
+
+
+def test_ranges_of_comparisons_come_from_the_tables(values, tables):
+    assert values["comparison/topologies/replicates"] == "3" and values["comparison/algorithms/replicates"] == "2"
+    assert values["comparison/topologies/arms"] == "6" and values["comparison/algorithms-without-random/arms"] == "5"
+    assert values["comparison/topologies/S0/highest_name"] == "block 64"
+    assert values["comparison/topologies/S0/highest_loss"] == number_formats.nats(mean_of(tables, "S0-block64", "nll/general", 3))
+    span = mean_of(tables, "S0-2of4-magnitude", "nll/general", 2) - mean_of(tables, "S0-2of4-maskllm", "nll/general", 2)
+    assert values["comparison/algorithms-without-random/S0/span"] == number_formats.nats(span)
+
+
+def test_a_difference_to_dense_is_counted_only_by_its_interval(study, tables):
+    conversion = tables["conversion"].copy()
+    s1 = conversion["arm"].str.startswith("S1-") & (conversion["metric"] == "nll/general")
+    dense = conversion.query("arm == 'D1' and metric == 'nll/general'").set_index("seed")["value"]
+    shift = {"S1-block16": 0.1, "S1-block32": 0.2, "S1-4of8": -0.1}
+    conversion.loc[s1, "value"] = [
+        dense[row.seed] + shift.get(row.arm, 0) + 0.001 * row.seed * (-1) ** row.seed for row in conversion[s1].itertuples()
+    ]
+    found = part_values(study, {"conversion": conversion})
+    assert (found["comparison/topologies/S1/above_dense"], found["comparison/topologies/S1/below_dense"]) == ("2", "1")
+
+
+def test_a_study_that_compares_nothing_has_dashes_and_no_tables(study, tables):
+    main = tables["conversion"][tables["conversion"]["arm"].isin(paper_values.CHECKPOINT_ARMS)]
+    assert {"topologies", "algorithms"} & set(paper_tables.part_tables(study, {"conversion": main})) == set()
+    text = values_tex("main", part_values(study, {"conversion": main}))
+    assert r"\defineabsent{main/comparison/topologies/replicates}" in text and r"\definevalue{main/general_loss/D0/mean}" in text
+
+
+def test_the_validation_replicate_enters_no_value(values, tables):
+    assert "validation" in set(tables["conversion"]["seed"])
+    assert values["general_score/D0/n"] == "3"
+    assert values["general_loss/D0/mean"] == number_formats.nats(mean_of(tables, "D0", "nll/general", 3))
+
+
+def test_settings_of_an_algorithm_that_no_arm_uses_are_dashes():
+    from sparsecl.paper_values_conversion import conversion_facts
+
+    assert set(conversion_facts(load_study("realtext")).values()) == {None}
+    assert conversion_facts(load_study("builtin"))["wandaplusplus_rounds"] == "5"
 
 
 def test_the_last_domain_has_no_forgetting(study, tables):

@@ -14,7 +14,7 @@ import pytest
 
 from sparsecl.code_digest import notebook_digest
 from sparsecl.lineage import mask_name
-from sparsecl.masks import load_masks, prunable_layers
+from sparsecl.masks import load_masks, prunable_weights
 from sparsecl.modeling import load_checkpoint
 from sparsecl.notebook_runner import check_parameters
 from sparsecl.study_files import load_study
@@ -117,9 +117,9 @@ def test_every_sparse_checkpoint_on_disk_keeps_its_zeros(smoke):
     folders = [replicate / "S0-2of4", replicate / "S1-2of4", *sorted(replicate.glob("streams/S1-2of4/*/stage-*"))]
     assert len(folders) == 2 + 6
     for folder in folders:
-        for name, layer in prunable_layers(load_checkpoint(folder)).items():
-            assert (layer.weight[~masks.layers[name]] == 0).all(), f"{folder.name}: {name}"
-            assert ((layer.weight != 0).view(-1, 4).sum(1) <= 2).all()
+        for name, weight in prunable_weights(load_checkpoint(folder)).items():
+            assert (weight[~masks.weights[name]] == 0).all(), f"{folder.name}: {name}"
+            assert ((weight != 0).view(-1, 4).sum(1) <= 2).all()
 
 
 def test_records_say_where_they_come_from(smoke):

@@ -130,3 +130,10 @@ def test_no_tables_anywhere_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "published", lambda name: tmp_path / "none")
     with pytest.raises(records.BrokenFile, match="study smoke has no tables yet.*run ./run_all.sh --study smoke"):
         tables.tables_directory(STUDY, tree.Tree(tmp_path / "smoke"))
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in tree.REPOSITORY.glob("results/*/published.json")))
+def test_published_tables_belong_to_the_settings_that_are_shipped(folder):
+    """A changed study needs its tables made again; otherwise the paper would show another study's numbers."""
+    study = load_study(folder)
+    assert all(tables.is_published(study, replicate) for replicate in study.replicate_names())

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sparsecl.arms import Arm, parse_arm
+from sparsecl.arms import ALGORITHMS, Arm, parse_arm
+from sparsecl.topologies import TopologyMisfit, check_size, parse_topology
 
 # The settings each notebook adds to those of the notebooks before it.
 SECTIONS = {
-    "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "sparsify", "scoring_batch"),
+    "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "comparison", "sparsify", "scoring_batch"),
     "02_recover": ("recover",),
     "03_continual": ("continual", "measure"),
     "04_probe": ("probe",),
@@ -149,15 +150,60 @@ class Optimisation(Settings):
     """Steps between resumable checkpoints; none within the training where absent, steps."""
 
 
+class WandaPlusPlus(Settings):
+    """Wanda++ (Yang et al. 2025); the defaults are the paper's."""
+
+    alpha: Annotated[float, Field(ge=0)] = 100.0
+    """Weight of the regional gradient beside the input norm, factor."""
+    rounds: Annotated[int, Field(ge=0)] = 5
+    """Rounds of regional optimisation of each decoder layer, rounds."""
+    samples: Count = 32
+    """Calibration rows drawn for regional optimisation, rows."""
+    learning_rate: Positive = 3e-7
+    """Learning rate of its RMSprop, per step."""
+
+
+class MaskLearning(Settings):
+    """MaskLLM (Fang et al. 2024); the defaults are the paper's, its training is the study's."""
+
+    training: Optimisation
+    """Training of the logits: weights are frozen."""
+    prior_strength: Annotated[float, Field(ge=0)] = 3.0
+    """How much SparseGPT's mask is preferred at the start (alpha), standard deviations of the logits."""
+    initial_std: Positive = 0.01
+    """Standard deviation of the initial logits, logits."""
+    temperature: tuple[Positive, Positive] = (4.0, 0.05)
+    """Gumbel softmax temperature (tau) at the start and the end, logits."""
+    scale: tuple[Positive, Positive] = (100.0, 500.0)
+    """Factor on the logits (kappa) at the start and the end, factor."""
+    regularisation: Annotated[float, Field(ge=0)] = 1e-5
+    """Reward for large kept weights (lambda), nats per squared weight; it fades to zero."""
+
+
 class Sparsify(Settings):
     """Dense-to-sparse conversion."""
 
-    algorithm: Literal["sparsegpt"]
+    algorithm: Literal[ALGORITHMS]
     """The study's main algorithm; arms without a suffix use it, name."""
     calibration_rows: Count
     """Rows of the pretraining mixture that calibrate the conversion, rows."""
     dampening: Positive = 0.01
     """SparseGPT's damping of the Hessian diagonal, fraction of its mean."""
+    wandaplusplus: WandaPlusPlus = WandaPlusPlus()
+    """Settings of wanda++."""
+    maskllm: MaskLearning | None = None
+    """Settings of maskllm; needed where an arm uses it."""
+    given_mask: str | None = None
+    """Safetensors file with a mask made elsewhere, for arms with the algorithm `given`, path."""
+
+
+class Comparison(Settings):
+    """Conversions and recoveries compared on the first replicates only (algorithms, densities)."""
+
+    replicates: Annotated[int, Field(ge=2)]
+    """How many replicates, from the first, make these arms too, replicates."""
+    arms: tuple[str, ...]
+    """Arms beyond `arms`; S1 brings the S0 it starts from, names."""
 
 
 class Continual(Settings):
@@ -230,7 +276,9 @@ class Study(Settings):
     base_threads: Count = 1
     """Threads of the job that trains the base; all other jobs use one, threads."""
     arms: tuple[str, ...]
-    """Arms made by notebooks 01 and 02, names."""
+    """Arms made by notebooks 01 and 02 in every replicate; S1 brings the S0 it starts from, names."""
+    comparison: Comparison | None = None
+    """Further arms, made in fewer replicates."""
     data: Annotated[GeneratedData | ManifestData, Field(discriminator="source")]
     """Where items come from."""
     tokenizer: Tokenizer
@@ -257,7 +305,7 @@ class Study(Settings):
         if sorted(self.continual.orders["main"]) != sorted(self.data.domains):
             raise ValueError(f"continual.orders.main: {self.continual.orders['main']} must hold exactly the domains {self.data.domains}")
         for arm in self.all_arms():
-            self._check_topology(arm)
+            self._check_arm(arm)
         absent = set(self.continual.arms) - set(self.arms)
         if absent:
             raise ValueError(f"continual.arms: {sorted(absent)} are not among arms {self.arms}; add them there")
@@ -270,19 +318,31 @@ class Study(Settings):
             )
         return self
 
-    def _check_topology(self, arm: Arm) -> None:
-        group = {"2of4": 4, "4of8": 8, "block16": 16, "block32": 32, "block64": 64}.get(arm.topology, 1)
+    def _check_arm(self, arm: Arm) -> None:
+        if not arm.is_sparse:
+            return
         for layer, (rows, columns) in self.model.linear_shapes().items():
-            if columns % group or (arm.topology.startswith("block") and rows % group):
-                raise ValueError(
-                    f"arms: {arm.name} needs sizes divisible by {group}, but {layer} is {rows} x {columns}; change model or arm"
-                )
+            try:
+                check_size(parse_topology(arm.topology), layer, rows, columns)
+            except TopologyMisfit as error:
+                raise ValueError(f"arms: {arm.name}: {error}") from None
+        for field, algorithm in (("maskllm", "maskllm"), ("given_mask", "given")):
+            if arm.algorithm == algorithm and getattr(self.sparsify, field) is None:
+                raise ValueError(f"sparsify.{field}: absent, but arm {arm.name} needs it; add it or drop the arm")
 
     def arm(self, name: str) -> Arm:
         return parse_arm(name, self.sparsify.algorithm)
 
     def all_arms(self) -> tuple[Arm, ...]:
-        return tuple(self.arm(name) for name in self.arms)
+        """Every arm of the study, the compared ones last."""
+        return tuple(self.arm(name) for name in _with_starts(self.arms + (self.comparison.arms if self.comparison else ())))
+
+    def arms_of(self, replicate: int | str) -> tuple[str, ...]:
+        """Arms that a replicate makes; where settings are chosen, only those of the stream and what they start from."""
+        if replicate == VALIDATION:
+            return _with_starts(("D0", *self.continual.arms))
+        compared = self.comparison is not None and replicate < self.comparison.replicates
+        return _with_starts(self.arms + (self.comparison.arms if compared else ()))
 
     def needs_validation(self) -> bool:
         """Whether a learning rate has to be chosen, i.e. the validation replicate runs."""
@@ -302,9 +362,19 @@ class Study(Settings):
         return self.digest(*(section for sections in list(SECTIONS.values())[:position] for section in sections))
 
     def digest(self, *sections: str) -> str:
-        """sha256 over the named sections (all of them when none is named)."""
-        content = self.model_dump(mode="json", include=set(sections) or None)
+        """sha256 over the named sections (all of them when none is named).
+
+        Defaults are left out, so that a new setting does not make finished work foreign. Hence: a default never changes,
+        and a new setting's default means what was done before it existed.
+        """
+        content = self.model_dump(mode="json", include=set(sections) or None, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _with_starts(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Put before every S1 the S0 it starts from."""
+    starts = [piece for name in names for piece in (("S0" + name[2:], name) if name.startswith("S1-") else (name,))]
+    return tuple(dict.fromkeys(starts))
 
 
 def replicate_name(text: int | str) -> int | str:

@@ -6,13 +6,16 @@ gradient, weight gradient); attention scores and the head are counted, normalisa
 """
 
 from collections.abc import Sequence
+from math import comb
 
 from torch import nn
 
+from sparsecl.arms import Arm
 from sparsecl.config import Model, Study
 from sparsecl.masks import Masks
 from sparsecl.modeling import parameter_count
 from sparsecl.records import peak_memory_bytes
+from sparsecl.topologies import parse_topology
 from sparsecl.training import TrainingLog
 
 PASSES = 3  # forward, input gradient, weight gradient
@@ -45,6 +48,49 @@ def training_costs(study: Study, model: nn.Module, masks: Masks | None, log: Tra
         "wall_s": round(log.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+def conversion_costs(study: Study, arm: Arm, masks: Masks, lengths: Sequence[int], seconds: float) -> dict:
+    """What one conversion consumed, in the columns of `training_costs`.
+
+    `lengths` are the tokens of the calibration rows. llmcompressor's pipeline passes every token twice through a decoder
+    layer, before and after pruning it; SparseGPT adds its Hessians, their inverses and the update; Wanda++ adds regional
+    gradients and optimisation; MaskLLM starts from SparseGPT and adds its training. A forward pass is a third of a
+    training step. Scores without data cost nothing worth counting.
+    """
+    tokens = sum(lengths)
+    training, _ = training_flops(study.model, study.tokenizer.vocabulary, 1, tokens / len(lengths), None)
+    forward, seen, flops, learned = training / PASSES, 0, 0.0, 0
+    if arm.algorithm in ("wanda", "sparsegpt", "wanda++", "maskllm"):
+        seen, flops = tokens, 2 * forward * tokens
+    if arm.algorithm in ("sparsegpt", "maskllm"):
+        flops += study.model.layers * sum(_sparsegpt_flops(*shape, tokens) for shape in study.model.linear_shapes().values())
+    if arm.algorithm == "wanda++":
+        settings = study.sparsify.wandaplusplus
+        drawn = tokens * min(settings.samples, len(lengths)) / len(lengths)
+        extra = tokens * (settings.alpha > 0), settings.rounds * drawn, settings.rounds * tokens
+        seen, learned = seen + round(sum(extra)), linear_weights(study.model)
+        flops += PASSES * forward * (extra[0] + extra[1]) + forward * (drawn * (settings.rounds > 0) + extra[2])
+    if arm.algorithm == "maskllm":
+        mask_training = study.sparsify.maskllm.training
+        taught = round(mask_training.steps * mask_training.batch * tokens / len(lengths))  # rows are drawn as those of calibration
+        structure = parse_topology(arm.topology)
+        seen, flops = seen + taught, flops + training * taught
+        learned = linear_weights(study.model) // structure.group * comb(structure.group, structure.kept)
+    return {
+        "tokens": seen,
+        "flops_dense": round(flops),
+        "flops_sparse": round(flops),
+        "trainable": learned,
+        "masked": masks.size - masks.kept,
+        "wall_s": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _sparsegpt_flops(outputs: int, inputs: int, tokens: int) -> float:
+    """Hessian, two Cholesky factorisations with the inverse between them (5/3 n^3), and the column-wise update."""
+    return 2 * tokens * inputs**2 + 5 / 3 * inputs**3 + outputs * inputs**2
 
 
 COUNTED = ("tokens", "flops_dense", "flops_sparse", "trainable", "masked")

@@ -49,11 +49,15 @@ class Experiment:
         """The replicate whose base this one starts from."""
         return self.study.base_of(self.replicate)
 
+    def arms_made(self, *lineages: str) -> tuple[Arm, ...]:
+        """The arms of these lineages that this replicate makes."""
+        return tuple(arm for arm in self.chosen(self.study.arms_of(self.replicate)) if arm.lineage in lineages)
+
     def chosen(self, names: Sequence[str]) -> tuple[Arm, ...]:
         """The arms of `names` that this run works on."""
-        unknown = set(self.arms) - set(self.study.arms)
-        if unknown:
-            raise ValueError(f"arms {sorted(unknown)} are not in study {self.study.name}; known: {self.study.arms}")
+        known = [arm.name for arm in self.study.all_arms()]
+        if unknown := set(self.arms) - set(known):
+            raise ValueError(f"arms {sorted(unknown)} are not in study {self.study.name}; known: {known}")
         return tuple(self.study.arm(name) for name in names if not self.arms or name in self.arms)
 
     def generator(self, stream: str) -> np.random.Generator:
@@ -63,6 +67,10 @@ class Experiment:
     def base_generator(self, stream: str) -> np.random.Generator:
         """A fresh generator of one of the streams that belong to the base."""
         return generator(self.study.seed, self.base, stream)
+
+    def seed(self, stream: str) -> int:
+        """The seed of one of this replicate's streams, for generators that are not numpy's."""
+        return stream_seed(self.study.seed, self.replicate, stream)
 
     def base_seed(self, stream: str) -> int:
         return stream_seed(self.study.seed, self.base, stream)

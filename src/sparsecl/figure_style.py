@@ -21,6 +21,7 @@ from sparsecl.intervals import t_interval
 from sparsecl.records import write_atomically
 
 TEXT_WIDTH = 6.3  # inches, the paper's line width
+CHECKPOINT_ARMS = ("D0", "S0-2of4", "S1-2of4", "D1")  # the checkpoints behind the stream's main contrast
 
 STYLE = {
     "font.family": "STIXGeneral",  # ships with matplotlib: the same glyphs on every machine
@@ -72,6 +73,14 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             return figure
 
     return wrapper
+
+
+def figure_or_reason(draw: Callable[..., Figure], *inputs) -> Figure | str:
+    """The figure that `draw` makes of its inputs, or the sentence that says why there is none (a replicate may lack its arms)."""
+    try:
+        return draw(*inputs)
+    except NothingToDraw as reason:
+        return str(reason)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

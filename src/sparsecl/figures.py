@@ -1,4 +1,4 @@
-"""The figures of the paper, drawn from the tidy tables alone (paper, Figures 1 to 7).
+"""The figures of the paper, drawn from the tidy tables alone (paper, all figures).
 
 One function per figure; each takes tables as pandas frames and returns a matplotlib Figure, so that a
 notebook shows it and `save` writes it. Scores are drawn in percent, losses in nats per answer token.
@@ -21,6 +21,7 @@ from sparsecl.figure_style import (
     arm_style,
     domain_order,
     draw_interval,
+    figure_or_reason,
     intervals,
     main_rows,
     over_domains,
@@ -29,17 +30,23 @@ from sparsecl.figure_style import (
     styled,
 )
 from sparsecl.figures_checkpoints import conversion_and_recovery, layer_overlap, learning_rate_sweep
+from sparsecl.figures_conversion import algorithm_comparison, density_scan, recovery_curves, topology_comparison
 from sparsecl.items import GENERAL
 
 __all__ = [
     "accuracy_matrices",
+    "algorithm_comparison",
     "conversion_and_recovery",
+    "density_scan",
+    "figure_or_reason",
     "forgetting_curves",
     "forgetting_own_final",
     "layer_overlap",
     "learning_rate_sweep",
     "loss_forgetting",
+    "recovery_curves",
     "save",
+    "topology_comparison",
 ]
 
 MEAN = "mean of the domains"

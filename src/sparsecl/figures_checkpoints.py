@@ -4,6 +4,7 @@ Read by `sparsecl.figures`, which names all figures of the paper.
 """
 
 import re
+from collections.abc import Collection
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparsecl.arms import Arm
+from sparsecl.comparisons import result_rows
 from sparsecl.figure_style import (
+    CHECKPOINT_ARMS,
     TEXT_WIDTH,
     NothingToDraw,
     arm_handles,
@@ -47,11 +50,13 @@ def _draw_checkpoints(axes: Axes, rows: pd.DataFrame, arms: list[Arm], scale: fl
 
 
 @styled
-def conversion_and_recovery(conversion: pd.DataFrame) -> Figure:
+def conversion_and_recovery(conversion: pd.DataFrame, arms: Collection[str] = CHECKPOINT_ARMS) -> Figure:
     """Immediate loss and recovery on the general mixture: scores and losses of the checkpoints, loss during recovery.
 
-    Points are replicates; bars and bands are 95 % t intervals over them.
+    Points are replicates; bars and bands are 95 % t intervals over them. Only `arms` are drawn: the others are compared
+    in `sparsecl.figures_conversion`.
     """
+    conversion = result_rows(conversion[conversion["arm"].isin(arms)])
     measured = [name for name in ("score/general", "nll/general") if (conversion["metric"] == name).any()]
     points = recovery_points(conversion)
     if not measured:

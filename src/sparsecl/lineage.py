@@ -13,13 +13,13 @@ from torch import nn
 from sparsecl.arms import Arm
 from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
-from sparsecl.conversion import calibration_digest, convert
-from sparsecl.costs import training_costs
+from sparsecl.conversion import ConversionData, calibration_digest, convert
+from sparsecl.costs import conversion_costs, cost_tables, training_costs
 from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.items import has_answers
 from sparsecl.masks import Masks, load_masks, masks_digest, save_masks
 from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
-from sparsecl.records import sha256_of_json
+from sparsecl.records import Stopwatch, sha256_of_json
 from sparsecl.scoring import score_rows
 from sparsecl.tokenizer import Row
 from sparsecl.training import TrainingLog, plan_batches, train
@@ -58,10 +58,25 @@ def convert_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
     if checkpoint_is(directory, key) and not experiment.recompute:
         return load_arm(experiment, arm, key)
     model = load_checkpoint(experiment.tree.find(experiment.tree.replicate(experiment.base), "D0"))
-    masks = convert(model, arm, experiment.study.sparsify, rows, base.tokenizer)
+    watch = Stopwatch()
+    masks = convert(model, arm, experiment.study.sparsify, _conversion_data(experiment, base, rows))
+    costs = conversion_costs(experiment.study, arm, masks, [len(row.ids) for row in rows], watch.seconds())
     save_masks(masks, experiment.write_path("masks", mask_name(arm)))
-    save_checkpoint(model, experiment.write_path(arm.name), masks, arm=arm.name, key=key)
+    save_checkpoint(model, experiment.write_path(arm.name), masks, arm=arm.name, key=key, costs=costs)
     return ArmCheckpoint(arm, model, masks, key)
+
+
+def _conversion_data(experiment: Experiment, base: Base, rows: Sequence[Row]) -> ConversionData:
+    training = base.rows(experiment.suite.pretraining, experiment.study.tokenizer.max_length)
+    lengths = [len(row.ids) for row in training]
+    generator = experiment.generator("mask-learning")
+    return ConversionData(
+        rows=rows,
+        tokenizer=base.tokenizer,
+        training=training,
+        plan=lambda steps, batch: plan_batches(lengths, steps, batch, generator),
+        seed=experiment.seed("conversion"),
+    )
 
 
 def load_arm(experiment: Experiment, arm: Arm, key: str | None = None) -> ArmCheckpoint:
@@ -111,9 +126,19 @@ def recover_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
     return recovered
 
 
-def recovery_of(experiment: Experiment, arm: Arm) -> dict:
-    """Curve and costs of a finished recovery."""
+def making_of(experiment: Experiment, arm: Arm) -> dict:
+    """Costs of a finished conversion or recovery, and the recovery's curve."""
     return checkpoint_manifest(experiment.find(arm.name))
+
+
+def making_cost_tables(experiment: Experiment, arms: Sequence[Arm], method: str, job: str) -> dict[str, list[dict]]:
+    """Rows of cost and timings for the conversions (or recoveries) of these arms."""
+    tables: dict[str, list[dict]] = {"cost": [], "timings": []}
+    for arm in arms:
+        keys = {"arm": arm.name, "method": method, "seed": experiment.replicate, "job": job}
+        for name, rows in cost_tables(keys, making_of(experiment, arm)["costs"], experiment.device, experiment.study.dtype).items():
+            tables[name] += rows
+    return tables
 
 
 def _recover(experiment: Experiment, base: Base, arm: Arm, start: ArmCheckpoint) -> tuple[list[dict], TrainingLog]:

@@ -1,11 +1,11 @@
 """Masks: the sparse topology as a first-class artefact and a physical constraint (paper, section Conversion).
 
-A mask says for every weight of the pruned layers whether it may be non-zero. Masks are stored with one
-bit a weight beside a manifest, and every step of the chain asserts that no masked weight is non-zero.
-``N:M`` means N non-zeros among M consecutive inputs of a row.
+A mask says for every prunable weight whether it may be non-zero. Masks are stored with one bit a weight
+beside a manifest, under the names transformers gives the parameters, and every step of the chain asserts
+that no masked weight is non-zero.
 """
 
-import re
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,15 @@ from jaxtyping import Bool
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
+from sparsecl.mask_selection import completed, violation
 from sparsecl.records import BrokenFile, read_record, sha256_of, write_atomically, write_record
+from sparsecl.topologies import TopologyMisfit, check_size, parse_topology
+
+# What no conversion touches: the head, the gate of a shared expert, and the DeltaNet projections with one row a head.
+KEPT_DENSE = ("lm_head", "shared_expert_gate", "in_proj_a", "in_proj_b")
+STACKED = ("gate_up_proj", "down_proj")  # parameters that hold the matrices of all experts, (experts, outputs, inputs)
+
+Mask = Bool[Tensor, "*experts outputs inputs"]
 
 
 class TopologyViolation(AssertionError):
@@ -26,22 +34,23 @@ class TopologyViolation(AssertionError):
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of one sparse arm: layer name -> True where a weight may live."""
+    """The masks of one sparse arm: parameter name -> True where a weight may live."""
 
     topology: str
     algorithm: str
-    calibration: str  # sha256 of the calibration rows
-    layers: Mapping[str, Bool[Tensor, "outputs inputs"]]
+    nominal_density: float  # the kept share that was asked for; blocks attain the nearest possible one
+    calibration: str  # sha256 of the calibration rows; empty where the algorithm needs none
+    weights: Mapping[str, Mask]
 
     @property
     def kept(self) -> int:
         """Weights that may be non-zero."""
-        return sum(int(mask.sum()) for mask in self.layers.values())
+        return sum(int(mask.sum()) for mask in self.weights.values())
 
     @property
     def size(self) -> int:
-        """Weights of the masked layers."""
-        return sum(mask.numel() for mask in self.layers.values())
+        """Weights of the masked parameters."""
+        return sum(mask.numel() for mask in self.weights.values())
 
     @property
     def density(self) -> float:
@@ -49,64 +58,78 @@ class Masks:
         return self.kept / self.size
 
 
-def prunable_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers a conversion prunes: every linear layer but the head (embeddings and norms are none)."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.endswith("lm_head")}
+def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights a conversion prunes, by parameter name: linear layers and stacked experts.
+
+    Embeddings, norms, convolutions, routers and what `KEPT_DENSE` names stay dense.
+    """
+    chosen = {}
+    for module_name, module in model.named_modules():
+        if module_name.rsplit(".", 1)[-1] in KEPT_DENSE:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if (isinstance(module, nn.Linear) and name == "weight") or (name in STACKED and parameter.ndim == 3):
+                chosen[f"{module_name}.{name}"] = parameter
+    return chosen
 
 
-def masks_of_zeros(model: nn.Module, topology: str, algorithm: str, calibration: str) -> Masks:
+def as_matrix(values: Tensor) -> Tensor:
+    """Stacked experts as one matrix: their output rows one below the other."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def check_model(model: nn.Module, topology: str) -> None:
+    """Raise TopologyMisfit naming the first weight whose size does not divide."""
+    for name, weight in prunable_weights(model).items():
+        rows, inputs = weight.shape[-2:]
+        if name.endswith("gate_up_proj"):  # two matrices, one below the other: the compressor takes them apart
+            rows //= 2
+        check_size(parse_topology(topology), name, rows, inputs)
+
+
+def masks_of_zeros(model: nn.Module, topology: str, algorithm: str, nominal_density: float, calibration: str) -> Masks:
     """Read the masks off a converted model and check that they have the pattern `topology` claims."""
-    layers = {name: layer.weight.detach() != 0 for name, layer in prunable_layers(model).items()}
-    masks = Masks(topology, algorithm, calibration, {name: _completed(mask, topology) for name, mask in layers.items()})
+    structure = parse_topology(topology)
+    weights = {
+        name: completed(structure, as_matrix(weight.detach() != 0), nominal_density).view(weight.shape)
+        for name, weight in prunable_weights(model).items()
+    }
+    masks = Masks(topology, algorithm, nominal_density, calibration, weights)
     assert_pattern(masks)
     return masks
 
 
-def _completed(mask: Bool[Tensor, "outputs inputs"], topology: str) -> Bool[Tensor, "outputs inputs"]:
-    """Fill groups whose kept weights happen to be zero (a dead weight is kept, not masked): lowest index first."""
-    match = re.fullmatch(r"(\d+)of(\d+)", topology)
-    if not match:
-        return mask
-    kept, group = int(match[1]), int(match[2])
-    groups = mask.view(-1, group)
-    order = torch.argsort(groups.to(torch.int8), dim=1, descending=True, stable=True)
-    short = groups.sum(1) < kept
-    filled = groups.clone()
-    filled[short] = torch.zeros_like(groups[short]).scatter_(1, order[short, :kept], True)
-    return filled.view_as(mask)
-
-
 def assert_pattern(masks: Masks) -> None:
-    """Raise TopologyViolation where a layer has not exactly N kept weights in each group of M."""
-    match = re.fullmatch(r"(\d+)of(\d+)", masks.topology)
-    if not match:
-        raise ValueError(f"topology {masks.topology!r} cannot be checked; known here: NofM such as 2of4")
-    kept, group = int(match[1]), int(match[2])
-    for name, mask in masks.layers.items():
-        if mask.shape[1] % group:
-            raise TopologyViolation(f"{name}: {mask.shape[1]} inputs do not divide into groups of {group}; choose another topology")
-        counts = mask.view(-1, group).sum(1)
-        if wrong := int((counts != kept).sum()):
-            raise TopologyViolation(f"{name}: {wrong} of {len(counts)} groups have not {kept} of {group} kept weights; convert again")
+    """Raise TopologyViolation where a weight's mask has not the pattern the topology claims."""
+    structure = parse_topology(masks.topology)
+    for name, mask in masks.weights.items():
+        try:
+            check_size(structure, name, *mask.shape[-2:])
+        except TopologyMisfit as error:
+            raise TopologyViolation(str(error)) from None
+        if wrong := violation(structure, as_matrix(mask), masks.nominal_density):
+            raise TopologyViolation(f"{name}: {wrong}; convert again")
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Set every masked weight to exactly +0.0, in place."""
-    layers = prunable_layers(model)
+    weights = prunable_weights(model)
     with torch.no_grad():
-        for name, mask in masks.layers.items():
-            layers[name].weight.masked_fill_(~mask.to(layers[name].weight.device), 0.0)
+        for name, mask in masks.weights.items():
+            weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
 
 
 def assert_masks(model: nn.Module, masks: Masks | None, moment: str) -> None:
-    """Raise TopologyViolation naming layer, count and `moment` where a masked weight is non-zero; dense arms pass."""
+    """Raise TopologyViolation naming weight, count and `moment` where a masked weight is non-zero; dense arms pass."""
     if masks is None:
         return
-    layers = prunable_layers(model)
-    if layers.keys() != masks.layers.keys():
-        raise TopologyViolation(f"{moment}: model and masks name different layers, e.g. {sorted(layers.keys() ^ masks.layers.keys())[:3]}")
-    for name, mask in masks.layers.items():
-        violations = int((layers[name].weight.detach()[~mask.to(layers[name].weight.device)] != 0).sum())
+    weights = prunable_weights(model)
+    if weights.keys() != masks.weights.keys():
+        raise TopologyViolation(
+            f"{moment}: model and masks name different weights, e.g. {sorted(weights.keys() ^ masks.weights.keys())[:3]}"
+        )
+    for name, mask in masks.weights.items():
+        violations = int((weights[name].detach()[~mask.to(weights[name].device)] != 0).sum())
         if violations:
             raise TopologyViolation(
                 f"{moment}: {violations} masked weights of {name} are non-zero; the topology was broken, start again from S0"
@@ -121,10 +144,10 @@ def masked_gradients(model: nn.Module, masks: Masks | None) -> Iterator[None]:
     """
     handles = []
     if masks is not None:
-        layers = prunable_layers(model)
-        for name, mask in masks.layers.items():
-            weight = layers[name].weight
-            handles.append(weight.register_post_accumulate_grad_hook(_gradient_mask(mask.to(weight.device, weight.dtype))))
+        weights = prunable_weights(model)
+        for name, mask in masks.weights.items():
+            kept = mask.to(weights[name].device, weights[name].dtype)
+            handles.append(weights[name].register_post_accumulate_grad_hook(_gradient_mask(kept)))
     try:
         yield
     finally:
@@ -141,15 +164,16 @@ def _gradient_mask(kept: Tensor):
 
 def save_masks(masks: Masks, path: Path) -> None:
     """Write ``<path>.safetensors`` (one bit a weight) and then its manifest ``<path>.json``."""
-    packed = {name: np.packbits(mask.cpu().numpy()) for name, mask in masks.layers.items()}
+    packed = {name: np.packbits(mask.cpu().numpy()) for name, mask in masks.weights.items()}
     bits = path.with_name(path.name + ".safetensors")
     write_atomically(bits, lambda temporary: save_file(packed, temporary))
     manifest = {
         "topology": masks.topology,
         "algorithm": masks.algorithm,
         "calibration_sha256": masks.calibration,
+        "nominal_density": masks.nominal_density,
         "density": masks.density,
-        "shapes": {name: list(mask.shape) for name, mask in masks.layers.items()},
+        "shapes": {name: list(mask.shape) for name, mask in masks.weights.items()},
         "bits_sha256": sha256_of(bits),
     }
     write_record(path.with_name(path.name + ".json"), manifest)
@@ -162,11 +186,11 @@ def load_masks(path: Path) -> Masks:
     if not bits.is_file() or sha256_of(bits) != manifest["bits_sha256"]:
         raise BrokenFile(f"{bits} is missing or not the file its manifest describes; delete both and convert again (notebook 01_sparsify)")
     packed = load_file(bits)
-    layers = {}
-    for name, (rows, columns) in manifest["shapes"].items():
-        flat = np.unpackbits(packed[name], count=rows * columns).astype(bool)
-        layers[name] = torch.from_numpy(flat.reshape(rows, columns))
-    masks = Masks(manifest["topology"], manifest["algorithm"], manifest["calibration_sha256"], layers)
+    weights = {}
+    for name, shape in manifest["shapes"].items():
+        flat = np.unpackbits(packed[name], count=math.prod(shape)).astype(bool)
+        weights[name] = torch.from_numpy(flat.reshape(shape))
+    masks = Masks(manifest["topology"], manifest["algorithm"], manifest["nominal_density"], manifest["calibration_sha256"], weights)
     assert_pattern(masks)
     return masks
 

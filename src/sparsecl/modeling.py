@@ -1,5 +1,6 @@
 """Models and their checkpoints: safetensors with a manifest, whole or not there (paper, section Models)."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -84,17 +85,35 @@ def load_checkpoint(directory: Path, masks: Masks | None = None) -> nn.Module:
         shutil.rmtree(aside, ignore_errors=True)
         directory.rename(aside)
         raise BrokenFile(f"{weights} is truncated or changed; it was moved to {aside.name}, run the same command again to remake it")
-    # Not from_pretrained: for models this small, its scaffolding costs more than the load.
-    configuration = Qwen3Config.from_pretrained(directory)
-    configuration._attn_implementation = configuration.trained_with
-    model = Qwen3ForCausalLM(configuration)
-    missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
-    absent = [name for name in missing if name != "lm_head.weight"]  # tied to the embedding, hence not stored
-    if absent or unexpected:
-        raise BrokenFile(f"{weights}: tensors missing {absent[:3]} or unknown {unexpected[:3]}; delete {directory} and run again")
-    model.tie_weights()
+    model = _load_qwen3(directory) if _model_type(directory) == "qwen3" else _load_any(directory)
     assert_masks(model, masks, f"after loading {directory.name}")
     return model
+
+
+def _model_type(directory: Path) -> str:
+    return json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+
+
+def _load_qwen3(directory: Path) -> nn.Module:
+    """The study's own bases, without from_pretrained: for models this small its scaffolding costs more than the load."""
+    configuration = Qwen3Config.from_pretrained(directory)
+    configuration._attn_implementation = getattr(configuration, "trained_with", "sdpa")
+    model = Qwen3ForCausalLM(configuration)
+    missing, unexpected = model.load_state_dict(load_file(directory / WEIGHTS), strict=False)
+    absent = [name for name in missing if name != "lm_head.weight"]  # tied to the embedding, hence not stored
+    if absent or unexpected:
+        raise BrokenFile(
+            f"{directory / WEIGHTS}: tensors missing {absent[:3]} or unknown {unexpected[:3]}; delete {directory} and run again"
+        )
+    model.tie_weights()
+    return model
+
+
+def _load_any(directory: Path) -> nn.Module:
+    """Any architecture of transformers; it also puts the experts of a mixture together again."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 
 def parameter_count(model: nn.Module) -> int:

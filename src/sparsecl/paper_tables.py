@@ -1,4 +1,4 @@
-"""The paper's tables as LaTeX, drawn from the tidy tables alone (paper, Tables 1 to 7).
+"""The paper's tables as LaTeX, drawn from the tidy tables alone (paper, all tables).
 
 Each function returns the `tabular` of one table (booktabs), or None where its numbers were not measured;
 captions and labels stand in the text. Absent cells are dashes.
@@ -9,15 +9,17 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from sparsecl.arms import parse_arm
+from sparsecl.comparisons import result_rows
 from sparsecl.config import Study
 from sparsecl.figure_style import main_rows
+from sparsecl.latex_tables import mean_cell, tabular
 from sparsecl.number_formats import DASH, count, interval, is_absent, latex_text, nats, p_value, points, rate
+from sparsecl.paper_tables_conversion import algorithms_table, conversion_table, topologies_table
 from sparsecl.paper_values import (
     STREAM_ARMS,
     STREAM_CONTRASTS,
     STREAM_METRICS,
     Sample,
-    checkpoint_sample,
     chosen_learning_rates,
     contrast_test,
     design_facts,
@@ -39,32 +41,6 @@ METRIC_NAMES = {
     "loss_own": "own loss (nats)",
     "loss_final": "final loss (nats)",
 }
-ROLES = {
-    "D0": "the base",
-    "S0": "immediate loss",
-    "S1": "the treatment",
-    "D1": "control, same shape",
-}
-
-
-def tabular(columns: str, heading: Iterable[str] | str, rows: Iterable[Iterable[str | None] | str]) -> str:
-    r"""A booktabs tabular; a row given as text is set as it is (``\midrule``), an absent cell becomes a dash."""
-    lines = [
-        f"\\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        heading if isinstance(heading, str) else " & ".join(heading) + r" \\",
-        r"\midrule",
-    ]
-    for row in rows:
-        lines.append(row if isinstance(row, str) else " & ".join(DASH if cell is None else str(cell) for cell in row) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _mean_cell(sample: Sample, arm: str, form) -> str | None:
-    """`82.3 (2.1)`: mean and standard deviation over replicates."""
-    summary = sample.summary(arm)
-    mean, sd = form(summary["mean"]), form(summary["sd"])
-    return mean if sd is None or mean is None else f"{mean} ({sd})"
 
 
 def _contrast_cells(sample: Sample, tests: pd.DataFrame, metric: str, form) -> list[str | None]:
@@ -88,7 +64,7 @@ def _metric_rows(metrics: pd.DataFrame, tests: pd.DataFrame, names: Iterable[str
             continue
         tested = name if kind == "all" else f"{name}/{kind}"
         label = METRIC_NAMES[name].replace("%", r"\%") + ("" if kind == "all" else f", {kind}")
-        rows.append([label, *(_mean_cell(sample, arm, form) for arm in STREAM_ARMS), *_contrast_cells(sample, tests, tested, form)])
+        rows.append([label, *(mean_cell(sample.summary(arm), form) for arm in STREAM_ARMS), *_contrast_cells(sample, tests, tested, form)])
     return rows
 
 
@@ -138,7 +114,7 @@ def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str,
     rows = []
     for domain in stages["stage_domain"]:
         cells = [
-            _mean_cell(stream_sample(metrics, name, domain=domain), arm, points)
+            mean_cell(stream_sample(metrics, name, domain=domain).summary(arm), points)
             for name in ("own", "final", "forgetting")
             for arm in STREAM_ARMS
         ]
@@ -147,21 +123,8 @@ def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str,
     last = accuracy[accuracy["stage"] == accuracy["stage"].max()]
     own_of_last = last[(last["domain"] == last["stage_domain"]) & (last["kind"] == "all")]
     wide = Sample(own_of_last.pivot_table(index="seed", columns="arm", values="score"))
-    rows[-1][1 + len(guessing) : 3 + len(guessing)] = [_mean_cell(wide, arm, points) for arm in STREAM_ARMS]
+    rows[-1][1 + len(guessing) : 3 + len(guessing)] = [mean_cell(wide.summary(arm), points) for arm in STREAM_ARMS]
     return tabular("l" + "c" * (6 + len(guessing)), heading, rows)
-
-
-def conversion_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str | None:
-    """The checkpoints before the stream: what each is, its kept weights, its general score and loss."""
-    conversion = tables["conversion"]
-    samples = {name: checkpoint_sample(conversion, name) for name in ("density/attained", "score/general", "nll/general")}
-    rows = []
-    for arm in study.all_arms():
-        density = "100" if not arm.is_sparse else points(samples["density/attained"].summary(arm.name)["mean"])
-        cells = [_mean_cell(samples["score/general"], arm.name, points), _mean_cell(samples["nll/general"], arm.name, nats)]
-        rows.append([arm.label, latex_text(arm.description), ROLES.get(arm.lineage, ""), density, *cells])
-    heading = ["arm", "what it is", "role", r"kept (\%)", r"general score (\%)", "general loss"]
-    return tabular("lllccc", heading, rows)
 
 
 def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
@@ -196,6 +159,7 @@ def costs_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     cost, timings = tables.get("cost"), tables.get("timings")
     if cost is None or cost.empty:
         return None
+    cost, timings = result_rows(cost), None if timings is None else result_rows(timings)
     jobs, rows = {"02_recover": "extra training", "03_continual": "stream"}, []
     for job, name in jobs.items():
         for arm in STREAM_ARMS:
@@ -217,5 +181,6 @@ def part_tables(study: Study, tables: Mapping[str, pd.DataFrame], chance: Mappin
     if len(tables.get("metrics", ())):
         found |= {"metrics": metrics_table(tables), "losses": losses_table(tables), "domains": domains_table(tables, chance)}
     if len(tables.get("conversion", ())):
-        found["conversion"] = conversion_table(study, tables)
+        found |= {"conversion": conversion_table(study, tables)}
+        found |= {"topologies": topologies_table(tables), "algorithms": algorithms_table(tables)}
     return {name: text for name, text in found.items() if text is not None}

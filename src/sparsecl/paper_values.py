@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sparsecl.comparisons import result_rows
 from sparsecl.config import Study
-from sparsecl.figure_style import main_rows, mean_interval, over_domains
+from sparsecl.figure_style import CHECKPOINT_ARMS, main_rows, mean_interval, over_domains
 from sparsecl.number_formats import count, is_absent, latex_text, nats, p_value, points, rate
+from sparsecl.paper_values_conversion import CONVERSION_DESIGN, comparison_names, comparison_values, conversion_facts
 
 STREAM_ARMS = ("D1", "S1-2of4")
-CHECKPOINT_ARMS = ("D0", "S0-2of4", "S1-2of4", "D1")
 STREAM_METRICS = {
     "forgetting": points,
     "bwt": points,
@@ -72,9 +73,10 @@ def registered_keys(part: str) -> list[str]:
     rest = [
         *_names(stream, STREAM_ARMS, STREAM_CONTRASTS),
         *_names(CHECKPOINT_METRICS, CHECKPOINT_ARMS, CHECKPOINT_CONTRASTS),
+        *comparison_names(),
         *(f"learning_rate/{arm}" for arm in STREAM_ARMS),
         *(f"overlap/{arm}/{name}" for arm in OVERLAP_ARMS for name in OVERLAP_COUNTS),
-        *(f"design/{name}" for name in DESIGN),
+        *(f"design/{name}" for name in (*DESIGN, *CONVERSION_DESIGN)),
         *VERDICT,
     ]
     return [f"{part}/{name}" for name in rest]
@@ -112,7 +114,7 @@ def stream_sample(metrics: pd.DataFrame, metric: str, kind: str = "all", domain:
 
 def checkpoint_sample(conversion: pd.DataFrame, metric: str) -> Sample:
     """One measure of the checkpoints before the stream, by arm and replicate."""
-    rows = conversion[conversion["metric"] == metric]
+    rows = result_rows(conversion[conversion["metric"] == metric])
     return Sample(rows.pivot_table(index="seed", columns="arm", values="value", aggfunc="mean"))
 
 
@@ -181,7 +183,7 @@ def design_facts(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, 
         "top_fraction": points(study.probe.top_fraction), "permutations": count(study.probe.permutations),
         "facts_per_domain": count(getattr(data, "facts_per_domain", None)), "fact_share": points(getattr(data, "fact_share", None)),
     }  # fmt: skip
-    return facts | _costs(tables)
+    return facts | conversion_facts(study) | _costs(tables)
 
 
 def _costs(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | None]:
@@ -242,6 +244,7 @@ def part_values(
     if (conversion := tables.get("conversion")) is not None and len(conversion):
         for name, (metric, form) in CHECKPOINT_METRICS.items():
             values |= _measured(name, checkpoint_sample(conversion, metric), form, CHECKPOINT_ARMS, CHECKPOINT_CONTRASTS, tests, metric)
+        values |= comparison_values(conversion)
     if (overlap := tables.get("overlap")) is not None and len(overlap):
         for arm in OVERLAP_ARMS:
             values |= overlap_counts(overlap, arm)

@@ -15,10 +15,10 @@ def sample_items(suite: Suite, per_kind: int = 2) -> pd.DataFrame:
 
 
 def checkpoint_metrics(rows: list[dict]) -> pd.DataFrame:
-    """Metrics down, checkpoints across, from rows of the conversion table without the recovery curve."""
+    """Checkpoints down, metrics across, from rows of the conversion table without the recovery curve."""
     frame = pd.DataFrame(rows)
     frame = frame[~frame["metric"].str.startswith("recovery/")]
-    return frame.pivot_table(index="metric", columns="arm", values="value", sort=False)
+    return frame.pivot_table(index="arm", columns="metric", values="value", sort=False)
 
 
 def stage_scores(accuracy: pd.DataFrame, arm: str, value: str = "score") -> pd.DataFrame:

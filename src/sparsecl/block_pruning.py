@@ -1,0 +1,94 @@
+"""Wanda and SparseGPT for square blocks, inside llmcompressor's sequential pipeline (paper, section Conversion).
+
+llmcompressor knows N:M and unstructured masks. These modifiers collect the same statistics by the same
+hooks and differ only in what they keep, so they too convert layer by layer, whatever the model's size.
+"""
+
+import torch
+from compressed_tensors.utils import align_module_device, update_offload_parameter
+from jaxtyping import Bool, Float
+from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+from torch import Tensor
+
+from sparsecl.mask_selection import keep_blocks, select, tiles
+from sparsecl.topologies import Blocks, parse_topology
+
+COLUMNS_AT_ONCE = 128  # SparseGPT's lazy batch of columns: it changes the speed, not the result
+
+
+class BlockWandaModifier(WandaPruningModifier):
+    """Wanda with blocks: the score of a block is the sum of |W_ij| ||X_j|| over its weights."""
+
+    topology: str
+    density: float
+
+    def compress_modules(self) -> None:
+        blocks = parse_topology(self.topology)
+        for module in list(self._num_samples):
+            with torch.no_grad(), align_module_device(module):
+                score = module.weight.abs().float() * self._row_scalars.pop(module).sqrt()
+                kept = select(blocks, score, self.density)
+                update_offload_parameter(module, "weight", module.weight.masked_fill(~kept, 0.0))
+            del self._num_samples[module]
+
+
+class BlockSparseGPTModifier(SparseGPTModifier):
+    """SparseGPT with blocks: the mask is chosen first, then the kept weights absorb what was removed.
+
+    A balanced block row cannot be chosen from left to right as SparseGPT does within a group of M, so every
+    block is judged by what removing it alone would cost (`block_saliency`), and the column-wise update of
+    Frantar and Alistarh (2023, section 3.3) runs under the fixed mask.
+    """
+
+    topology: str
+    density: float
+
+    def compress_modules(self) -> None:
+        blocks = parse_topology(self.topology)
+        for module in list(self._num_samples):
+            with torch.no_grad(), align_module_device(module):
+                hessian = damped(self._hessians.pop(module), self.dampening_frac)
+                weight = module.weight.float()
+                kept = keep_blocks(blocks, block_saliency(weight, hessian, blocks), self.density)
+                update_offload_parameter(module, "weight", compensated(weight, kept, hessian).to(module.weight.dtype))
+            del self._num_samples[module]
+
+
+def damped(hessian: Float[Tensor, "inputs inputs"], share: float) -> Float[Tensor, "inputs inputs"]:
+    """H with `share` of its mean diagonal added; an input that is always zero gets 1, so that H has an inverse."""
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    diagonal += share * diagonal.mean()
+    return hessian
+
+
+def block_saliency(
+    weight: Float[Tensor, "outputs inputs"], hessian: Float[Tensor, "inputs inputs"], blocks: Blocks
+) -> Float[Tensor, "block_rows blocks"]:
+    """Least increase of the layer's squared output error when one block is removed and all other weights adapt.
+
+    For the inputs B of a block and its rows w: sum over rows of w_B^T ([H^-1]_BB)^-1 w_B, the optimal brain
+    surgeon for groups (Hassibi and Stork 1993; Kurtic et al. 2022, equation 4).
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    pieces = tiles(blocks, weight)
+    count = pieces.shape[1]
+    places = inverse.reshape(count, blocks.size, count, blocks.size)
+    groups = torch.stack([places[block, :, block, :] for block in range(count)])
+    return torch.einsum("rbij,bjk,rbik->rb", pieces, torch.linalg.inv(groups), pieces)
+
+
+def compensated(
+    weight: Float[Tensor, "outputs inputs"], kept: Bool[Tensor, "outputs inputs"], hessian: Float[Tensor, "inputs inputs"]
+) -> Float[Tensor, "outputs inputs"]:
+    """Remove what is not kept, column by column; later columns absorb the error (SparseGPT, algorithm 1)."""
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    weight = weight.clone()
+    for start in range(0, weight.shape[1], COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, weight.shape[1])
+        errors = torch.zeros_like(weight[:, start:stop])
+        for column in range(start, stop):
+            errors[:, column - start] = weight[:, column] * ~kept[:, column] / inverse[column, column]
+            weight[:, column:stop] -= errors[:, column - start, None] * inverse[column, None, column:stop]
+        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
+    return weight.masked_fill(~kept, 0.0)
