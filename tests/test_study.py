@@ -184,15 +184,18 @@ def test_only_reruns_one_notebook_and_nothing_downstream(smoke):
     assert changed == {"05_stats-main.json"}
 
 
-def test_a_hand_edited_record_stops_with_its_name(smoke, tmp_path):
-    import shutil
-
-    shutil.copytree(smoke / "smoke", tmp_path / "smoke")
-    record = tmp_path / "smoke" / "replicate-0" / "04_probe.json"
-    record.write_text(record.read_text().replace('"value": 0.', '"value": 1.', 1))
-    finished = run(tmp_path, "--no-pdf")
+def test_a_hand_edited_record_stops_with_its_name_and_costs_no_finished_work(smoke):
+    record = smoke / "smoke" / "replicate-0" / "04_probe.json"
+    content, times = record.read_bytes(), (record.stat().st_atime_ns, record.stat().st_mtime_ns)
+    record.write_bytes(content.replace(b'"value": 0.', b'"value": 1.', 1))
+    finished = run(smoke, "--no-pdf")
     assert finished.returncode != 0
     assert "04_probe.json was changed after it was written; delete it and run the same command again" in finished.stderr
+    record.write_bytes(content)
+    os.utime(record, ns=times)
+    notebooks = {path: path.stat().st_mtime_ns for path in (smoke / "smoke").glob("replicate-*/0*.json")}
+    assert run(smoke).returncode == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in notebooks.items())  # only tables, 05 and the paper ran again
 
 
 def test_unknown_notebook_parameters_are_refused_before_a_kernel_starts():
