@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from sparsecl.code_digest import notebook_digest
@@ -170,6 +171,8 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_tables(smoke, tmp_path):
     os.kill(process.pid, signal.SIGKILL)  # the driver alone: its jobs go on, and the next run has to deal with them
     finished = run(tmp_path, "--no-pdf")
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    assert "stopped what a killed run had left running: 03_continual replicate-validation" in finished.stdout
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or ())]
     for table in COLUMNS:
         if table not in MEASURED_TABLES:
             name = file_name(table)
@@ -184,15 +187,18 @@ def test_only_reruns_one_notebook_and_nothing_downstream(smoke):
     assert changed == {"05_stats-main.json"}
 
 
-def test_a_hand_edited_record_stops_with_its_name(smoke, tmp_path):
-    import shutil
-
-    shutil.copytree(smoke / "smoke", tmp_path / "smoke")
-    record = tmp_path / "smoke" / "replicate-0" / "04_probe.json"
-    record.write_text(record.read_text().replace('"value": 0.', '"value": 1.', 1))
-    finished = run(tmp_path, "--no-pdf")
+def test_a_hand_edited_record_stops_with_its_name_and_costs_no_finished_work(smoke):
+    record = smoke / "smoke" / "replicate-0" / "04_probe.json"
+    content, times = record.read_bytes(), (record.stat().st_atime_ns, record.stat().st_mtime_ns)
+    record.write_bytes(content.replace(b'"value": 0.', b'"value": 1.', 1))
+    finished = run(smoke, "--no-pdf")
     assert finished.returncode != 0
     assert "04_probe.json was changed after it was written; delete it and run the same command again" in finished.stderr
+    record.write_bytes(content)
+    os.utime(record, ns=times)
+    notebooks = {path: path.stat().st_mtime_ns for path in (smoke / "smoke").glob("replicate-*/0*.json")}
+    assert run(smoke).returncode == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in notebooks.items())  # only tables, 05 and the paper ran again
 
 
 def test_unknown_notebook_parameters_are_refused_before_a_kernel_starts():

@@ -54,6 +54,7 @@ def follow(command: Sequence[str], root: Path, plan) -> int:
     log = root / "snakemake.log"
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        job_status.engine(root, process.pid)
 
         def copy() -> None:
             for line in process.stdout:
@@ -71,6 +72,7 @@ def follow(command: Sequence[str], root: Path, plan) -> int:
         except KeyboardInterrupt:
             process.wait()
         reader.join()
+    job_status.finished(root, job_status.ENGINE)
     if shown and sys.stdout.isatty():
         print()
     return _summary(process.returncode, count, time.monotonic() - started, root, log, plan)
