@@ -13,8 +13,6 @@ from torch import Tensor
 from sparsecl.mask_selection import keep_blocks, select, tiles
 from sparsecl.topologies import Blocks, parse_topology
 
-COLUMNS_AT_ONCE = 128  # SparseGPT's lazy batch of columns: it changes the speed, not the result
-
 
 class BlockWandaModifier(WandaPruningModifier):
     """Wanda with blocks: the score of a block is the sum of |W_ij| ||X_j|| over its weights."""
@@ -33,11 +31,11 @@ class BlockWandaModifier(WandaPruningModifier):
 
 
 class BlockSparseGPTModifier(SparseGPTModifier):
-    """SparseGPT with blocks: the mask is chosen first, then the kept weights absorb what was removed.
+    """SparseGPT with blocks: the mask is chosen first, then all kept weights absorb what was removed.
 
     A balanced block row cannot be chosen from left to right as SparseGPT does within a group of M, so every
-    block is judged by what removing it alone would cost (`block_saliency`), and the column-wise update of
-    Frantar and Alistarh (2023, section 3.3) runs under the fixed mask.
+    block is judged by what removing it alone would cost (`block_saliency`). SparseGPT's column-wise update is a
+    way around one inverse per row; here the rows of a block row share their mask, so the best weights are exact (`refitted`).
     """
 
     topology: str
@@ -50,7 +48,7 @@ class BlockSparseGPTModifier(SparseGPTModifier):
                 hessian = damped(self._hessians.pop(module), self.dampening_frac)
                 weight = module.weight.float()
                 kept = keep_blocks(blocks, block_saliency(weight, hessian, blocks), self.density)
-                update_offload_parameter(module, "weight", compensated(weight, kept, hessian).to(module.weight.dtype))
+                update_offload_parameter(module, "weight", refitted(weight, kept, hessian, blocks).to(module.weight.dtype))
             del self._num_samples[module]
 
 
@@ -78,17 +76,16 @@ def block_saliency(
     return torch.einsum("rbij,bjk,rbik->rb", pieces, torch.linalg.inv(groups), pieces)
 
 
-def compensated(
-    weight: Float[Tensor, "outputs inputs"], kept: Bool[Tensor, "outputs inputs"], hessian: Float[Tensor, "inputs inputs"]
+def refitted(
+    weight: Float[Tensor, "outputs inputs"],
+    kept: Bool[Tensor, "outputs inputs"],
+    hessian: Float[Tensor, "inputs inputs"],
+    blocks: Blocks,
 ) -> Float[Tensor, "outputs inputs"]:
-    """Remove what is not kept, column by column; later columns absorb the error (SparseGPT, algorithm 1)."""
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    weight = weight.clone()
-    for start in range(0, weight.shape[1], COLUMNS_AT_ONCE):
-        stop = min(start + COLUMNS_AT_ONCE, weight.shape[1])
-        errors = torch.zeros_like(weight[:, start:stop])
-        for column in range(start, stop):
-            errors[:, column - start] = weight[:, column] * ~kept[:, column] / inverse[column, column]
-            weight[:, column:stop] -= errors[:, column - start, None] * inverse[column, None, column:stop]
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return weight.masked_fill(~kept, 0.0)
+    """The kept weights of least squared output error: W'_K = (W H)_K (H_KK)^-1, one solution for each block row."""
+    found = torch.zeros_like(weight)
+    for start in range(0, weight.shape[0], blocks.size):
+        rows, inputs = slice(start, start + blocks.size), kept[start]
+        factor = torch.linalg.cholesky(hessian[inputs][:, inputs])
+        found[rows, inputs] = torch.cholesky_solve((weight[rows] @ hessian[:, inputs]).T, factor).T
+    return found

@@ -21,6 +21,7 @@ SECTIONS = {
     "03_continual": ("continual", "measure"),
     "04_probe": ("probe",),
 }
+MASKLLM_TOPOLOGIES = ("1of4", "2of4", "3of4")  # groups with few candidate masks
 VALIDATION = "validation"  # the replicate on which settings are chosen; it never enters a result
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -326,6 +327,8 @@ class Study(Settings):
                 check_size(parse_topology(arm.topology), layer, rows, columns)
             except TopologyMisfit as error:
                 raise ValueError(f"arms: {arm.name}: {error}") from None
+        if arm.algorithm == "maskllm" and arm.topology not in MASKLLM_TOPOLOGIES:
+            raise ValueError(f"arms: {arm.name}: maskllm is defined for {MASKLLM_TOPOLOGIES}, not for {arm.topology}; choose one of them")
         for field, algorithm in (("maskllm", "maskllm"), ("given_mask", "given")):
             if arm.algorithm == algorithm and getattr(self.sparsify, field) is None:
                 raise ValueError(f"sparsify.{field}: absent, but arm {arm.name} needs it; add it or drop the arm")

@@ -53,7 +53,9 @@ def violation(topology: Topology, mask: Bool[Tensor, "outputs inputs"], density:
             )
         case Unstructured():
             kept, most = float(mask.float().mean()), density + UNSTRUCTURED_SLACK + 1 / mask.shape[1]
-            return None if kept <= most else f"{kept:.3f} of the weights are kept, more than {density:g}"
+            if kept > most:
+                return f"{kept:.3f} of the weights are kept, more than {density:g}"
+            return None if kept else "no weight is kept"
     wrong = int((counts != wanted).sum())
     return f"{wrong} of {len(counts)} have not {wanted} kept {unit}" if wrong else None
 

@@ -44,7 +44,7 @@ class CandidateChoice(nn.Module):
     def __init__(self, prior: Mask, topology: Topology, settings: MaskLearning, generator: torch.Generator):
         super().__init__()
         self.register_buffer("candidates", candidate_masks(topology))
-        groups = prior.reshape(-1, topology.group).float()
+        groups = prior.cpu().reshape(-1, topology.group).float()
         noise = settings.initial_std * torch.randn(len(groups), len(self.candidates), generator=generator)
         # Equations 9 and 10: a candidate gains by its overlap with the prior mask, on the scale of the initial logits.
         overlap = groups @ self.candidates.T - topology.kept / 2

@@ -116,7 +116,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     weights = prunable_weights(model)
     with torch.no_grad():
         for name, mask in masks.weights.items():
-            weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
+            weights[name].masked_fill_(~mask.to(weights[name].device), 0.0).add_(0.0)  # -0.0 + 0.0 is +0.0
 
 
 def assert_masks(model: nn.Module, masks: Masks | None, moment: str) -> None:
