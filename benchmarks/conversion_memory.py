@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 
 from sparsecl.arms import parse_arm
-from sparsecl.config import Model
 from sparsecl.conversion import ConversionData, convert
 from sparsecl.masks import save_masks
 from sparsecl.modeling import build_model, parameter_count
+from sparsecl.settings import Model
 from sparsecl.study_files import load_study
 from sparsecl.suites import build_suite
 from sparsecl.tokenizer import Row, train_tokenizer

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sparsecl.config import Optimisation
 from sparsecl.masks import Masks, apply_masks, prunable_weights
 from sparsecl.modeling import build_model
+from sparsecl.settings import Optimisation
 from sparsecl.study_files import load_study
 from sparsecl.tokenizer import Row
 from sparsecl.training import plan_batches, train

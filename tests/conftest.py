@@ -7,7 +7,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook(["sparsecl.masks", "sparsecl.training", "sparsecl.scoring", "sparsecl.metrics", "sparsecl.probes"], "beartype.beartype")
+install_import_hook(
+    [
+        "sparsecl.masks",
+        "sparsecl.training",
+        "sparsecl.scoring",
+        "sparsecl.metrics",
+        "sparsecl.probes",
+        "sparsecl.mask_selection",
+        "sparsecl.block_pruning",
+        "sparsecl.maskllm",
+    ],
+    "beartype.beartype",
+)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

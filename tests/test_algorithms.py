@@ -14,11 +14,11 @@ from torch import nn
 from sparsecl import conversion
 from sparsecl.arms import parse_arm
 from sparsecl.block_pruning import BlockWandaModifier, block_saliency, damped, refitted
-from sparsecl.config import MaskLearning, Optimisation, Sparsify, WandaPlusPlus
 from sparsecl.conversion import ConversionData, calibration_digest, convert
 from sparsecl.mask_selection import keep_blocks, select, tiles
 from sparsecl.maskllm import CandidateChoice, candidate_masks, learn_masks
 from sparsecl.masks import Masks, TopologyViolation, apply_masks, prunable_weights
+from sparsecl.settings import MaskLearning, Optimisation, Sparsify, WandaPlusPlus
 from sparsecl.tokenizer import Row
 from sparsecl.topologies import Blocks, NofM, TopologyMisfit, attained_density, parse_topology
 from sparsecl.training import plan_batches, train

@@ -9,8 +9,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from sparsecl.config import GeneratedData
 from sparsecl.items import GENERAL
+from sparsecl.settings import GeneratedData
 from sparsecl.suites import generated, medical
 from sparsecl.tokenizer import encode, train_tokenizer
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sparsecl.arms import parse_arm
-from sparsecl.config import Optimisation, Sparsify
 from sparsecl.conversion import ConversionData, compressor_structure, convert
 from sparsecl.masks import (
     Masks,
@@ -22,6 +21,7 @@ from sparsecl.masks import (
 )
 from sparsecl.modeling import load_checkpoint, save_checkpoint
 from sparsecl.records import BrokenFile
+from sparsecl.settings import Optimisation, Sparsify
 from sparsecl.topologies import parse_topology
 from sparsecl.training import plan_batches, train
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecl.config import ManifestData
 from sparsecl.items import GENERAL, Suite
 from sparsecl.manifests import DataFile, Manifest, count_rows, data_folder, load_manifest, read_rows
+from sparsecl.settings import ManifestData
 from sparsecl.study_files import load_study
 from sparsecl.suites import real
 from sparsecl.suites.real import Line, Pools, pieces, without_repeats

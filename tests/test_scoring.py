@@ -7,10 +7,10 @@ from conftest import MAX_LENGTH
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from sparsecl.config import Optimisation
 from sparsecl.evaluation import EvaluationTasks, answers_that_fit
 from sparsecl.items import Item
 from sparsecl.scoring import score_rows
+from sparsecl.settings import Optimisation
 from sparsecl.tokenizer import EOS, encode
 from sparsecl.training import plan_batches, train
 

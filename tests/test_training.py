@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparsecl.config import Optimisation
 from sparsecl.modeling import load_checkpoint, save_checkpoint
 from sparsecl.records import BrokenFile
+from sparsecl.settings import Optimisation
 from sparsecl.training import learning_rate_at, pad_rows, plan_batches, token_weights, train, weighted_loss
 
 SETTINGS = Optimisation(steps=12, batch=16, learning_rate=3e-3, prompt_weight=0.1, checkpoint_every=5)

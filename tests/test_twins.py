@@ -9,11 +9,11 @@ from torch import nn
 from transformers import Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, Qwen3_5TextConfig
 
 from sparsecl.arms import parse_arm
-from sparsecl.config import MaskLearning, Optimisation, Sparsify, WandaPlusPlus
 from sparsecl.conversion import ConversionData, convert
 from sparsecl.mask_selection import violation
 from sparsecl.maskllm import learn_masks
 from sparsecl.masks import Masks, as_matrix, assert_masks, check_model, prunable_weights
+from sparsecl.settings import MaskLearning, Optimisation, Sparsify, WandaPlusPlus
 from sparsecl.tokenizer import Row
 from sparsecl.topologies import TopologyMisfit, parse_topology
 from sparsecl.training import plan_batches, train

@@ -31,10 +31,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsecl.arms import parse_arm
-from sparsecl.config import Optimisation
 from sparsecl.conversion import ConversionData, convert
 from sparsecl.masks import prunable_weights
 from sparsecl.scoring import score_rows
+from sparsecl.settings import Optimisation
 from sparsecl.study_files import load_study
 from sparsecl.suites import build_suite
 from sparsecl.tokenizer import Row, encode, train_tokenizer

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
-from sparsecl.config import VALIDATION, Optimisation
+from sparsecl.config import VALIDATION
 from sparsecl.costs import training_costs
 from sparsecl.evaluation import EvaluationTasks, answers_that_fit
 from sparsecl.experiment import Experiment
@@ -22,6 +22,7 @@ from sparsecl.lineage import ArmCheckpoint, load_arm
 from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import sha256_of_json
 from sparsecl.scoring import ItemScores, score_rows
+from sparsecl.settings import Optimisation
 from sparsecl.stream_tables import Stream, choose_learning_rate, score_rows_of, stream_tables, sweep_rows
 from sparsecl.tokenizer import Row
 from sparsecl.training import plan_batches, train

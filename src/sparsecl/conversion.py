@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from sparsecl.arms import Arm
-from sparsecl.config import Sparsify
 from sparsecl.mask_selection import select
 from sparsecl.masks import (
     KEPT_DENSE,
@@ -36,6 +35,7 @@ from sparsecl.masks import (
     prunable_weights,
 )
 from sparsecl.records import sha256_of_json
+from sparsecl.settings import Sparsify
 from sparsecl.tokenizer import Row
 from sparsecl.topologies import Blocks, NofM, Topology, parse_topology, zero_share
 

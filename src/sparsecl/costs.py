@@ -11,10 +11,11 @@ from math import comb
 from torch import nn
 
 from sparsecl.arms import Arm
-from sparsecl.config import Model, Study
+from sparsecl.config import Study
 from sparsecl.masks import Masks
 from sparsecl.modeling import parameter_count
 from sparsecl.records import peak_memory_bytes
+from sparsecl.settings import Model
 from sparsecl.topologies import parse_topology
 from sparsecl.training import TrainingLog
 

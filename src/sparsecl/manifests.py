@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from sparsecl.config import Count, Settings
 from sparsecl.records import BrokenFile, sha256_of
+from sparsecl.settings import Count, Settings
 from sparsecl.tree import REPOSITORY
 
 MANIFESTS = REPOSITORY / "data_manifests"

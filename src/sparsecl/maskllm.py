@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
-from sparsecl.config import MaskLearning
 from sparsecl.masks import Mask, prunable_weights
+from sparsecl.settings import MaskLearning
 from sparsecl.tokenizer import Row
 from sparsecl.topologies import NofM, Topology
 from sparsecl.training import BETAS, learning_rate_at, pad_rows, token_weights, weighted_loss

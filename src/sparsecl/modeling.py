@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sparsecl.config import Model
 from sparsecl.imports import hidden
 from sparsecl.masks import Masks, assert_masks
 from sparsecl.records import BrokenFile, read_record, sha256_of, write_record
+from sparsecl.settings import Model
 from sparsecl.tokenizer import tokenizer_digest
 
 with hidden("sklearn"):  # transformers imports it, where it is installed, for a kind of generation nobody uses here

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sparsecl.config import Optimisation
 from sparsecl.masks import Masks, assert_masks, masked_gradients
 from sparsecl.records import Stopwatch, write_atomically
+from sparsecl.settings import Optimisation
 from sparsecl.tokenizer import Row
 
 BETAS = (0.9, 0.95)

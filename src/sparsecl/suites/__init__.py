@@ -8,9 +8,10 @@ private ones too, but never in the domain's format: the base knows the rules, an
 task. A stage then trains on all rule elements and on the domain's facts.
 """
 
-from sparsecl.config import GeneratedData, Study
+from sparsecl.config import Study
 from sparsecl.items import Suite
 from sparsecl.randomness import generator
+from sparsecl.settings import GeneratedData
 
 
 def build_suite(study: Study, replicate: int | str) -> Suite:

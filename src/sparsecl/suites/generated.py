@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from sparsecl.config import GeneratedData
 from sparsecl.items import GENERAL, Item, Suite
+from sparsecl.settings import GeneratedData
 from sparsecl.suites import code, dialogue, facts, general, legal, math, medical
 from sparsecl.suites.domain import Domain, RuleInput, hold_out
 

@@ -16,9 +16,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from sparsecl.config import ManifestData
 from sparsecl.items import GENERAL, Item, Suite
 from sparsecl.manifests import Manifest, load_manifest, locate, read_rows
+from sparsecl.settings import ManifestData
 
 PRETRAINING = "pretraining"  # the manifests' name for text that only the base reads
 
