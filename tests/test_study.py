@@ -123,6 +123,17 @@ def test_every_sparse_checkpoint_on_disk_keeps_its_zeros(smoke):
             assert ((weight != 0).view(-1, 4).sum(1) <= 2).all()
 
 
+def test_the_readmes_few_lines_apply_a_mask_with_transformers_alone(smoke):
+    """Wanda changes no weight, so the dense checkpoint under its mask is the converted one."""
+    code = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)[1]
+    assert "runs/builtin" in code and "sparsecl" not in code
+    namespace: dict = {}
+    exec(code.replace("runs/builtin", str(smoke / "smoke")), namespace)
+    converted = dict(load_checkpoint(smoke / "smoke" / "replicate-0" / "S0-2of4-wanda").named_parameters())
+    for name, weight in namespace["model"].named_parameters():
+        assert (weight == converted[name]).all(), name
+
+
 def test_records_say_where_they_come_from(smoke):
     record = json.loads((smoke / "smoke" / "replicate-1" / "03_continual.json").read_text())
     upstream = json.loads((smoke / "smoke" / "replicate-1" / "02_recover.json").read_text())

@@ -69,7 +69,8 @@ def convert(model: nn.Module, arm: Arm, settings: Sparsify, data: ConversionData
     stay dense changed.
     """
     check_model(model, arm.topology)
-    dense = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    prunable = prunable_weights(model)
+    dense = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name not in prunable}
     calibration = "" if arm.algorithm in ("magnitude", "random", "given") else calibration_digest(data.rows)
     if arm.algorithm == "given":
         masks = read_given_masks(settings.given_mask, model, arm)
@@ -83,7 +84,7 @@ def convert(model: nn.Module, arm: Arm, settings: Sparsify, data: ConversionData
     assert_pattern(masks)
     apply_masks(model, masks)
     assert_masks(model, masks, f"after converting to {arm.name}")
-    _assert_rest_untouched(model, dense, masks)
+    _assert_untouched(model, dense)
     return masks
 
 
@@ -206,7 +207,8 @@ def read_given_masks(path: str | None, model: nn.Module, arm: Arm) -> Masks:
     return Masks(arm.topology, arm.algorithm, arm.density, "", given)
 
 
-def _assert_rest_untouched(model: nn.Module, dense: dict[str, Tensor], masks: Masks) -> None:
-    for name, parameter in model.named_parameters():
-        if name not in masks.weights and not torch.equal(parameter, dense[name]):
+def _assert_untouched(model: nn.Module, dense: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, before in dense.items():
+        if not torch.equal(parameters[name], before):
             raise RuntimeError(f"conversion changed {name}, which must stay dense; check the modifier's ignore list")
