@@ -182,7 +182,7 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_tables(smoke, tmp_path):
     os.kill(process.pid, signal.SIGKILL)  # the driver alone: its jobs go on, and the next run has to deal with them
     finished = run(tmp_path, "--no-pdf")
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
-    assert "stopped what a killed run had left running: 03_continual replicate-validation" in finished.stdout
+    assert re.search(r"^stopped what a killed run had left running: .*03_continual replicate-validation", finished.stdout, re.M)
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or ())]
     for table in COLUMNS:
         if table not in MEASURED_TABLES:

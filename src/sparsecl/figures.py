@@ -239,8 +239,8 @@ def loss_forgetting(accuracy: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         _draw_curves(axes, points[points["domain"] == domain], arms, "nll", 1)
         _mark_stages(axes, domains, stage_steps, domain)
         axes.set_title(domain)
-        axes.set_ylim(bottom=0)
         axes.set_xticks([0, len(domains) // 2 * stage_steps, (len(domains) - 1) * stage_steps])
+    panels[0].set_ylim(bottom=0)  # once all are drawn: it freezes the shared top
     panels[0].set_ylabel("nats per token")
     lower.supxlabel("optimizer steps since the start of the stream", fontsize=9)
     lower.legend(handles=arm_handles(arms), loc="outside upper center", ncols=len(arms))
