@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from sparsecl.arms import parse_arm
@@ -24,7 +23,7 @@ from sparsecl.study_files import load_study
 from sparsecl.suites import build_suite
 from sparsecl.tokenizer import Row, train_tokenizer
 
-WIDTHS, LAYERS, ROWS, LENGTH = (256, 512, 1024), 6, 32, 64
+WIDTHS, LAYERS, ROWS, LENGTH = (128, 256, 512), 4, 16, 64
 ARMS = ("S0-2of4-magnitude", "S0-2of4-wanda", "S0-2of4-sparsegpt", "S0-block32-sparsegpt")
 
 
@@ -60,15 +59,15 @@ def one_case(name: str, width: int, answer) -> None:
 
 def main() -> None:
     context = multiprocessing.get_context("spawn")
-    rows = []
     for width in WIDTHS:
         for name in ARMS:
             answer = context.Queue()
             process = context.Process(target=one_case, args=(name, width, answer))
             process.start()
-            rows.append(answer.get(timeout=600))
+            measured = answer.get(timeout=600)
             process.join()
-    print(pd.DataFrame(rows).round(2).to_string(index=False))
+            shown = {name: value if isinstance(value, str) else round(value, 2) for name, value in measured.items()}
+            print(", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
 
 
 if __name__ == "__main__":
