@@ -241,6 +241,7 @@ def loss_forgetting(accuracy: pd.DataFrame, curves: pd.DataFrame) -> Figure:
         axes.set_title(domain)
         axes.set_xticks([0, len(domains) // 2 * stage_steps, (len(domains) - 1) * stage_steps])
     panels[0].set_ylim(bottom=0)  # once all are drawn: it freezes the shared top
+    panels[0].locator_params(axis="y", nbins=4, integer=True)  # narrow labels leave room for the axis' own
     panels[0].set_ylabel("nats per token")
     lower.supxlabel("optimizer steps since the start of the stream", fontsize=9)
     lower.legend(handles=arm_handles(arms), loc="outside upper center", ncols=len(arms))
