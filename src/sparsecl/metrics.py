@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from sparsecl.items import GENERAL
+from sparsecl.methods import JOINT
 
 RUN_KEYS = ["arm", "topology", "algorithm", "density", "method", "order", "stage_steps", "base", "seed"]
 METRIC_COLUMNS = [*RUN_KEYS, "domain", "kind", "metric", "value"]
@@ -165,6 +166,9 @@ def stream_order(run: pd.DataFrame) -> list[str]:
 def _run_rows(name: str, run: pd.DataFrame, curves: pd.DataFrame | None, chance: Chance) -> Iterator[tuple[str, str, str, float]]:
     try:
         order = stream_order(run)
+        if order == [JOINT]:
+            yield from _joint_rows(run)
+            return
         kinds = sorted(set(run.loc[run["domain"] != GENERAL, "kind"]))
         absent = [domain for domain in order if domain not in set(run.loc[run["kind"] == "all", "domain"])]
         if absent:
@@ -175,11 +179,19 @@ def _run_rows(name: str, run: pd.DataFrame, curves: pd.DataFrame | None, chance:
             yield from _with_kind(kind, _loss_rows(loss, order))
             if list(score) == order:
                 yield from _with_kind(kind, _chance_rows(score, _parts(run, kind), chance))
-                if curves is not None:
+                if curves is not None and not curves.empty:
                     yield "", kind, "learning_speed", _mean_learning_speed(score, curves[curves["kind"] == kind])
         yield from _general_rows(run[run["domain"] == GENERAL], len(order))
     except ValueError as error:
         raise type(error)(f"run {name}: {error}") from None
+
+
+def _joint_rows(run: pd.DataFrame) -> Iterator[tuple[str, str, str, float]]:
+    """All domains mixed in one stage: what could be kept; nothing is forgotten, so there is no more to say."""
+    scores = run[(run["domain"] != GENERAL) & (run["stage"] == 1)].dropna(subset=["score"])
+    for kind, rows in scores.groupby("kind"):
+        yield "", kind, "acc", float(rows["score"].mean())
+        yield from ((row.domain, kind, "final", float(row.score)) for row in rows.itertuples())
 
 
 def _with_kind(kind: str, rows: Iterator[tuple[str, str, float]]) -> Iterator[tuple[str, str, str, float]]:
@@ -192,6 +204,7 @@ def _score_rows(score: pd.DataFrame, order: list[str]) -> Iterator[tuple[str, st
     }  # fmt: skip
     if list(score) == order:
         yield "", "acc", float(score.to_numpy()[-1].mean())
+        yield "", "gain", float((score.to_numpy()[-1] - score.to_numpy()[0]).sum())
         if len(order) > 1:
             yield "", "bwt", backward_transfer(score.to_numpy())
             yield "", "fwt", forward_transfer(score.to_numpy())

@@ -52,7 +52,8 @@ DESIGN = (
 )  # fmt: skip
 OVERLAP_ARMS = ("D0", "D1", "S1-2of4")
 OVERLAP_COUNTS = ("cells", "above_chance", "below_label_null")
-VERDICT = ("verdict/letter", "verdict/sentence", "verdict/missing_controls", "verdict/planned_replicates")
+HYPOTHESES = ("H1", "H2", "H3")
+VERDICT = ("letter", "sentence", "missing_controls", "planned_replicates")
 
 
 def contrast_name(treatment: str, reference: str) -> str:
@@ -77,7 +78,8 @@ def registered_keys(part: str) -> list[str]:
         *(f"learning_rate/{arm}" for arm in STREAM_ARMS),
         *(f"overlap/{arm}/{name}" for arm in OVERLAP_ARMS for name in OVERLAP_COUNTS),
         *(f"design/{name}" for name in (*DESIGN, *CONVERSION_DESIGN)),
-        *VERDICT,
+        *(f"verdict/{name}" for name in VERDICT),
+        *(f"verdict/{hypothesis}/{name}" for hypothesis in HYPOTHESES for name in VERDICT),
     ]
     return [f"{part}/{name}" for name in rest]
 
@@ -226,11 +228,11 @@ def overlap_counts(overlap: pd.DataFrame, arm: str) -> dict[str, str | None]:
 
 
 def part_values(
-    study: Study, tables: Mapping[str, pd.DataFrame], verdict=None, facts: Mapping[str, str] | None = None
+    study: Study, tables: Mapping[str, pd.DataFrame], verdicts: Mapping | None = None, facts: Mapping[str, str] | None = None
 ) -> dict[str, str | None]:
     """All values of one part by the rest of their key, formatted; None where the study did not measure it.
 
-    `tables` maps table names to frames; `verdict` is a `sparsecl.verdict.Verdict`; `facts` adds design facts
+    `tables` maps table names to frames; `verdicts` maps hypotheses to `sparsecl.decision.Verdict`; `facts` adds design facts
     known elsewhere (margin, alpha), formatted.
     """
     tests = tables.get("tests", pd.DataFrame())
@@ -250,16 +252,25 @@ def part_values(
             values |= overlap_counts(overlap, arm)
     values |= chosen_learning_rates(tables.get("learning_rate"), study)
     values |= {f"design/{name}": value for name, value in {**design_facts(study, tables), **(facts or {})}.items()}
-    return values | ({} if verdict is None else verdict_values(verdict))
+    return values | verdict_values(verdicts or {})
 
 
-def verdict_values(verdict) -> dict[str, str | None]:
-    """The computed verdict as the text prints it; its letter also selects the paragraphs that follow from it."""
+def verdict_values(verdicts: Mapping) -> dict[str, str | None]:
+    """The computed verdicts as the text prints them, by hypothesis; without a hypothesis in the key, those of the first, H1.
+
+    A letter also selects the paragraphs that follow from it.
+    """
+    values = {f"{hypothesis}/{name}": value for hypothesis in verdicts for name, value in _verdict_values(verdicts[hypothesis]).items()}
+    first = _verdict_values(verdicts[HYPOTHESES[0]]) if HYPOTHESES[0] in verdicts else {}
+    return {f"verdict/{name}": value for name, value in (first | values).items()}
+
+
+def _verdict_values(verdict) -> dict[str, str | None]:
     # The sentence is plain text: a hyphen before a digit is a minus there, one inside an arm's name is not.
     sentence = re.sub(r"(?<![\w.])-(?=\d)", "$-$", latex_text(verdict.sentence))
     return {
-        "verdict/letter": latex_text(verdict.letter),
-        "verdict/sentence": sentence,
-        "verdict/missing_controls": latex_text(", ".join(verdict.missing_controls)) or None,
-        "verdict/planned_replicates": count(verdict.planned_replicates),
+        "letter": latex_text(verdict.letter),
+        "sentence": sentence,
+        "missing_controls": latex_text(", ".join(verdict.missing_controls)) or None,
+        "planned_replicates": count(verdict.planned_replicates),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from sparsecl.config import VALIDATION, Study
+from sparsecl.efficiency import joint_efficiency_rows
 from sparsecl.metrics import metrics_table
 from sparsecl.records import BrokenFile, read_json, read_record, sha256_of, write_json, write_record
 from sparsecl.tree import Tree, published
@@ -183,8 +184,10 @@ def _write_all(study: Study, tree: Tree, frames: dict[str, pd.DataFrame], source
     for table, frame in frames.items():
         write_table(table, frame, partial)
     # Metrics are computed from the tables as written, so that anyone can recompute them from the files.
-    written = {table: read_table(table, partial) for table in ("accuracy", "curves", "chance")}
-    metrics_table(written["accuracy"], written["curves"], chance_scores(written["chance"])).to_csv(partial / "metrics.csv", index=False)
+    written = {table: read_table(table, partial) for table in ("accuracy", "curves", "chance", "cost")}
+    metrics = metrics_table(written["accuracy"], written["curves"], chance_scores(written["chance"]))
+    metrics = pd.concat([metrics, joint_efficiency_rows(metrics, written["cost"])], ignore_index=True)
+    metrics.to_csv(partial / "metrics.csv", index=False)
     shutil.rmtree(results, ignore_errors=True)
     partial.rename(results)
     path = tree.path(TABLES_RECORD)
