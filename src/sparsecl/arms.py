@@ -67,6 +67,11 @@ class Arm:
         return self.lineage in SPARSE_LINEAGES
 
     @property
+    def columns(self) -> dict[str, str | float]:
+        """The columns that name an arm in every table."""
+        return {"arm": self.name, "topology": self.topology, "algorithm": self.algorithm, "density": self.density}
+
+    @property
     def label(self) -> str:
         """The name as the paper writes it: ``S1 2:4``."""
         lineage, *rest = self.name.split("-")

@@ -25,16 +25,15 @@ from sparsecl.settings import (
     Sparsify,
     Tokenizer,
 )
-from sparsecl.topologies import TopologyMisfit, check_size, parse_topology
+from sparsecl.topologies import MASKLLM_TOPOLOGIES, TopologyMisfit, check_size, parse_topology
 
 # The settings each notebook adds to those of the notebooks before it.
 SECTIONS = {
     "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "comparison", "sparsify", "scoring_batch"),
-    "02_recover": ("recover",),
+    "02_recover": ("recover", "match_calibration"),
     "03_continual": ("continual", "measure"),
     "04_probe": ("probe",),
 }
-MASKLLM_TOPOLOGIES = ("1of4", "2of4", "3of4")  # groups with few candidate masks
 VALIDATION = "validation"  # the replicate on which settings are chosen; it never enters a result
 
 
@@ -71,6 +70,8 @@ class Study(Settings):
     """Conversion."""
     recover: Optimisation
     """Recovery of S1, and D1's training on the same rows."""
+    match_calibration: bool = False
+    """Whether D1 first trains once on the rows that calibrated the conversion, so that it has seen all that S1 has, yes or no."""
     continual: Continual
     """The domain stream."""
     probe: Probe

@@ -1,45 +1,72 @@
-"""Training cost of an arm: tokens and floating-point operations from an analytic model (paper, Table of costs).
+"""What an arm costs: tokens and FLOPs of every training and conversion (paper, Table of costs).
 
-A multiply-add counts 2. A training step costs three matrix products per linear layer (forward, input
-gradient, weight gradient); attention scores and the head are counted, normalisation is not.
-`flops_sparse` is the theoretical cost in which masked weights cost nothing in any of the three.
+The FLOPs are those of `sparsecl.flops`: `flops_dense` counts all weights, which is what is executed here; `flops_sparse` is the
+theoretical cost in which masked weights cost nothing in any of the three products. Both count real tokens, so that arms which
+saw the same rows agree; what padding adds is executed and not counted (`TrainingLog.padded` counts it).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import comb
+from typing import Protocol
 
+import numpy as np
+import torch
 from torch import nn
 
 from sparsecl.arms import Arm
 from sparsecl.config import Study
+from sparsecl.flops import (
+    Consumption,
+    block_sparsegpt_flops,
+    linear_weights,
+    mask_learning_flops,
+    regional_gradient_flops,
+    same,
+    sparsegpt_flops,
+    training_flops,
+)
 from sparsecl.masks import Masks
 from sparsecl.modeling import parameter_count
 from sparsecl.records import peak_memory_bytes
-from sparsecl.settings import Model
-from sparsecl.topologies import parse_topology
-from sparsecl.training import TrainingLog
+from sparsecl.settings import Model, WandaPlusPlus
+from sparsecl.tokenizer import Row
+from sparsecl.topologies import Blocks, parse_topology
+from sparsecl.training import TrainingLog, consumed
 
-PASSES = 3  # forward, input gradient, weight gradient
-
-
-def linear_weights(model: Model) -> int:
-    """Weights of the prunable linear layers."""
-    return model.layers * sum(rows * columns for rows, columns in model.linear_shapes().values())
+PASSES_OF_PIPELINE = 2  # llmcompressor passes every token through a decoder layer before and after pruning it
 
 
-def training_flops(model: Model, vocabulary: int, tokens: int, mean_length: float, masks: Masks | None) -> tuple[int, int]:
-    """Theoretical training FLOPs over `tokens` tokens: (all weights counted, masked weights free)."""
-    attention = 2 * 2 * model.layers * model.heads * model.head_dim * mean_length / 2  # causal: half the scores
-    fixed = 2 * vocabulary * model.hidden + attention
-    dense = 2 * linear_weights(model)
-    kept = 1.0 if masks is None else masks.density
-    return round(PASSES * tokens * (dense + fixed)), round(PASSES * tokens * (dense * kept + fixed))
+class Seen(Protocol):
+    """What is counted of `conversion.ConversionData`; importing that would make every base depend on the code of conversions."""
+
+    rows: Sequence[Row]
+    training: Sequence[Row]
+    plan: Callable[[int, int], Sequence[np.ndarray]]
+    seed: int
+
+
+def shape_of(model: nn.Module, settings: Model) -> Model:
+    """`settings` with the sizes that `model` really has: a control may be narrower than the base of its study."""
+    config = model.config
+    return settings.model_copy(
+        update={
+            "hidden": config.hidden_size,
+            "ffn": config.intermediate_size,
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "kv_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+        }
+    )
 
 
 def training_costs(study: Study, model: nn.Module, masks: Masks | None, log: TrainingLog) -> dict:
     """What one training consumed: counted columns of the cost table and measured ones of the timings table."""
-    dense, sparse = training_flops(study.model, study.tokenizer.vocabulary, log.tokens, log.tokens / log.rows, masks)
-    masked = 0 if masks is None else masks.size - masks.kept
+    shape, masked = shape_of(model, study.model), 0 if masks is None else masks.size - masks.kept
+    weights = linear_weights(shape)
+    dense, sparse = (
+        training_flops(shape, model.config.vocab_size, log.consumption, same(part)).total for part in (weights, weights - masked)
+    )
     return {
         "tokens": log.tokens,
         "flops_dense": dense,
@@ -51,37 +78,32 @@ def training_costs(study: Study, model: nn.Module, masks: Masks | None, log: Tra
     }
 
 
-def conversion_costs(study: Study, arm: Arm, masks: Masks, lengths: Sequence[int], seconds: float) -> dict:
-    """What one conversion consumed, in the columns of `training_costs`.
+def conversion_costs(study: Study, arm: Arm, model: nn.Module, masks: Masks, data: Seen, seconds: float) -> dict:
+    """What one conversion of `model` consumed, in the columns of `training_costs`; no weight is masked yet, so both FLOPs agree.
 
-    `lengths` are the tokens of the calibration rows. llmcompressor's pipeline passes every token twice through a decoder
-    layer, before and after pruning it; SparseGPT adds its Hessians, their inverses and the update; Wanda++ adds regional
-    gradients and optimisation; MaskLLM starts from SparseGPT and adds its training. A forward pass is a third of a
-    training step. Scores without data cost nothing worth counting.
+    Every algorithm with data passes its calibration rows through the pipeline, the head included; SparseGPT adds its solver,
+    Wanda++ its regions; MaskLLM starts from SparseGPT and adds its training. Scores without data cost nothing worth counting.
     """
-    tokens = sum(lengths)
-    training, _ = training_flops(study.model, study.tokenizer.vocabulary, 1, tokens / len(lengths), None)
-    forward, seen, flops, learned = training / PASSES, 0, 0.0, 0
+    shape, vocabulary = shape_of(model, study.model), model.config.vocab_size
+    tokens = flops = learned = 0
     if arm.algorithm in ("wanda", "sparsegpt", "wanda++", "maskllm"):
-        seen, flops = tokens, 2 * forward * tokens
+        calibration = passed([len(row.ids) for row in data.rows])
+        tokens, flops = calibration.tokens, PASSES_OF_PIPELINE * training_flops(shape, vocabulary, calibration).forward
     if arm.algorithm in ("sparsegpt", "maskllm"):
-        flops += study.model.layers * sum(_sparsegpt_flops(*shape, tokens) for shape in study.model.linear_shapes().values())
+        flops += _solver_flops(shape, arm, tokens)
     if arm.algorithm == "wanda++":
-        settings = study.sparsify.wandaplusplus
-        drawn = tokens * min(settings.samples, len(lengths)) / len(lengths)
-        extra = tokens * (settings.alpha > 0), settings.rounds * drawn, settings.rounds * tokens
-        seen, learned = seen + round(sum(extra)), linear_weights(study.model)
-        flops += PASSES * forward * (extra[0] + extra[1]) + forward * (drawn * (settings.rounds > 0) + extra[2])
+        more_tokens, more_flops = regional_effort(shape, study.sparsify.wandaplusplus, data)
+        tokens, flops, learned = tokens + more_tokens, flops + more_flops, linear_weights(shape)
     if arm.algorithm == "maskllm":
-        mask_training = study.sparsify.maskllm.training
-        taught = round(mask_training.steps * mask_training.batch * tokens / len(lengths))  # rows are drawn as those of calibration
-        structure = parse_topology(arm.topology)
-        seen, flops = seen + taught, flops + training * taught
-        learned = linear_weights(study.model) // structure.group * comb(structure.group, structure.kept)
+        training, structure = study.sparsify.maskllm.training, parse_topology(arm.topology)
+        taught = consumed(data.training, data.plan(training.steps, training.batch), training.prompt_weight)
+        candidates = comb(structure.group, structure.kept)
+        flops += mask_learning_flops(shape, vocabulary, taught, training.steps, candidates).total
+        tokens, learned = tokens + taught.tokens, linear_weights(shape) // structure.group * candidates
     return {
-        "tokens": seen,
-        "flops_dense": round(flops),
-        "flops_sparse": round(flops),
+        "tokens": tokens,
+        "flops_dense": flops,
+        "flops_sparse": flops,
         "trainable": learned,
         "masked": masks.size - masks.kept,
         "wall_s": round(seconds, 3),
@@ -89,9 +111,39 @@ def conversion_costs(study: Study, arm: Arm, masks: Masks, lengths: Sequence[int
     }
 
 
-def _sparsegpt_flops(outputs: int, inputs: int, tokens: int) -> float:
-    """Hessian, two Cholesky factorisations with the inverse between them (5/3 n^3), and the column-wise update."""
-    return 2 * tokens * inputs**2 + 5 / 3 * inputs**3 + outputs * inputs**2
+def passed(lengths: Sequence[int]) -> Consumption:
+    """Rows of these lengths passed once through a whole model one by one, as the pipeline does: the head runs at every token."""
+    return Consumption(sum(lengths), sum(length**2 for length in lengths), sum(lengths))
+
+
+def _solver_flops(model: Model, arm: Arm, tokens: int) -> int:
+    topology = parse_topology(arm.topology)
+    if isinstance(topology, Blocks):
+        return block_sparsegpt_flops(model, tokens, topology, arm.density)
+    return sparsegpt_flops(model, tokens)
+
+
+def regional_effort(model: Model, settings: WandaPlusPlus, data: Seen) -> tuple[int, int]:
+    """(tokens, FLOPs) of Wanda++ beside the pipeline: regional gradients of all rows, dense outputs of the drawn ones, and in
+    every round a step on each of these (of the whole layer, norms included) and fresh input norms of all rows."""
+    lengths = [len(row.ids) for row in data.rows]
+    everything = passed(lengths).without_head()
+    drawn = passed(drawn_lengths(lengths, settings.samples, data.seed)).without_head()
+    steps = training_flops(model, 0, drawn)
+    tokens = settings.rounds * (drawn.tokens + everything.tokens)
+    flops = settings.rounds * (steps.total + training_flops(model, 0, everything).forward) + bool(settings.rounds) * steps.forward
+    if settings.alpha:
+        tokens, flops = tokens + everything.tokens, flops + regional_gradient_flops(model, everything).total
+    return tokens, flops
+
+
+def drawn_lengths(lengths: Sequence[int], samples: int, seed: int) -> list[int]:
+    """Lengths of the calibration rows that Wanda++ draws for its regional optimisation (`WandaPlusPlusModifier`; equal by test).
+
+    The compressor hands out rows the longest first, and the modifier draws among them in this order.
+    """
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed % 2**31))
+    return [sorted(lengths, reverse=True)[index] for index in order[:samples]]
 
 
 COUNTED = ("tokens", "flops_dense", "flops_sparse", "trainable", "masked")

@@ -1,7 +1,8 @@
 """From D0 to S0, S1 and D1: convert, recover, load (paper, sections Conversion and Recovery).
 
-S1 is S0 trained on the recovery rows with its mask fixed; D1 is D0 trained on exactly the same rows in
-the same order. Every checkpoint carries the key of the unit that made it.
+S1 is S0 trained on the recovery rows with its mask fixed; D1 is D0 trained on exactly the same rows in the
+same order, before which it may train once on the rows that the conversion was calibrated on. Every checkpoint
+carries the key of the unit that made it.
 """
 
 from collections.abc import Sequence
@@ -59,8 +60,9 @@ def convert_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
         return load_arm(experiment, arm, key)
     model = load_checkpoint(experiment.tree.find(experiment.tree.replicate(experiment.base), "D0"))
     watch = Stopwatch()
-    masks = convert(model, arm, experiment.study.sparsify, _conversion_data(experiment, base, rows))
-    costs = conversion_costs(experiment.study, arm, masks, [len(row.ids) for row in rows], watch.seconds())
+    data = _conversion_data(experiment, base, rows)
+    masks = convert(model, arm, experiment.study.sparsify, data)
+    costs = conversion_costs(experiment.study, arm, model, masks, data, watch.seconds())
     save_masks(masks, experiment.write_path("masks", mask_name(arm)))
     save_checkpoint(model, experiment.write_path(arm.name), masks, arm=arm.name, key=key, costs=costs)
     return ArmCheckpoint(arm, model, masks, key)
@@ -69,12 +71,11 @@ def convert_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
 def _conversion_data(experiment: Experiment, base: Base, rows: Sequence[Row]) -> ConversionData:
     training = base.rows(experiment.suite.pretraining, experiment.study.tokenizer.max_length)
     lengths = [len(row.ids) for row in training]
-    generator = experiment.generator("mask-learning")
     return ConversionData(
         rows=rows,
         tokenizer=base.tokenizer,
         training=training,
-        plan=lambda steps, batch: plan_batches(lengths, steps, batch, generator),
+        plan=lambda steps, batch: plan_batches(lengths, steps, batch, experiment.generator("mask-learning")),  # repeatable: costs count it
         seed=experiment.seed("conversion"),
     )
 
@@ -113,17 +114,32 @@ def recover_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
         "upstream": start.key,
         "masks": masks_digest(experiment.find("masks", mask_name(arm) + ".json").with_suffix("")) if arm.is_sparse else None,
         "arm": arm.name,
-        "settings": experiment.study.digest("seed", "recover", "dtype"),
+        "settings": experiment.study.digest("seed", "recover", "match_calibration", "sparsify", "dtype"),
         "replicate": experiment.replicate,
     }
     key = sha256_of_json({**about, "code": module_digest("sparsecl.lineage")})
     if checkpoint_is(experiment.find(arm.name), key) and not experiment.recompute:
         return load_arm(experiment, arm, key)
+    calibration_costs = _see_calibration(experiment, base, start) if arm.lineage == "D1" and experiment.study.match_calibration else None
     curve, log = _recover(experiment, base, arm, start)
     recovered = ArmCheckpoint(arm, start.model, start.masks, key)
     costs = training_costs(experiment.study, recovered.model, recovered.masks, log)
-    save_checkpoint(recovered.model, experiment.write_path(arm.name), recovered.masks, arm=arm.name, key=key, curve=curve, costs=costs)
+    about = {"arm": arm.name, "key": key, "curve": curve, "costs": costs, "calibration_costs": calibration_costs}
+    save_checkpoint(recovered.model, experiment.write_path(arm.name), recovered.masks, **about)
     return recovered
+
+
+def _see_calibration(experiment: Experiment, base: Base, start: ArmCheckpoint) -> dict:
+    """Train the dense partner once on the calibration rows, as recovery trains; return what that cost.
+
+    A conversion passes these rows forward twice, at two thirds of a training step's cost, so the dense arm gets at least as much.
+    """
+    study = experiment.study
+    rows = calibration_rows(experiment, base)
+    settings = study.recover.model_copy(update={"steps": len(rows) // study.recover.batch})
+    plan = plan_batches([len(row.ids) for row in rows], settings.steps, settings.batch, experiment.generator("calibration-order"))
+    log = train(start.model, rows, plan, settings, description="D1: calibration rows", dtype=study.dtype)
+    return training_costs(study, start.model, None, log)
 
 
 def making_of(experiment: Experiment, arm: Arm) -> dict:
@@ -132,12 +148,15 @@ def making_of(experiment: Experiment, arm: Arm) -> dict:
 
 
 def making_cost_tables(experiment: Experiment, arms: Sequence[Arm], method: str, job: str) -> dict[str, list[dict]]:
-    """Rows of cost and timings for the conversions (or recoveries) of these arms."""
+    """Rows of cost and timings for the conversions (or recoveries) of these arms, `calibration` apart where D1 had it."""
     tables: dict[str, list[dict]] = {"cost": [], "timings": []}
     for arm in arms:
-        keys = {"arm": arm.name, "method": method, "seed": experiment.replicate, "job": job}
-        for name, rows in cost_tables(keys, making_of(experiment, arm)["costs"], experiment.device, experiment.study.dtype).items():
-            tables[name] += rows
+        making = making_of(experiment, arm)
+        for name, costs in ((method, making["costs"]), ("calibration", making.get("calibration_costs"))):
+            keys = {"arm": arm.name, "method": name, "seed": experiment.replicate, "job": job}
+            found = cost_tables(keys, costs, experiment.device, experiment.study.dtype) if costs else {}
+            for table, rows in found.items():
+                tables[table] += rows
     return tables
 
 
@@ -159,34 +178,6 @@ def _recover(experiment: Experiment, base: Base, arm: Arm, start: ArmCheckpoint)
         start.model, rows, plan, study.recover, description=f"recover {arm.name}", masks=start.masks, dtype=study.dtype, after_step=measure
     )
     return curve, log
-
-
-def conversion_rows(experiment: Experiment, base: Base, checkpoint: ArmCheckpoint) -> list[dict]:
-    """What the conversion table says of one checkpoint: attained density, and scores on the general mixture."""
-    items = experiment.suite.general
-    scores = score_rows(checkpoint.model, base.rows(items, experiment.study.tokenizer.max_length), experiment.study.scoring_batch)
-    values = {"density/attained": 1.0 if checkpoint.masks is None else checkpoint.masks.density, "nll/general": scores.loss}
-    if has_answers(items):
-        values["score/general"] = scores.score
-        for task in sorted({item.task for item in items}):
-            chosen = [index for index, item in enumerate(items) if item.task == task]
-            values[f"score/general/{task}"] = float(scores.correct[chosen].mean())
-    return [_conversion_row(experiment, checkpoint.arm, metric, value) for metric, value in values.items()]
-
-
-def recovery_rows(experiment: Experiment, arm: Arm, curve: Sequence[dict]) -> list[dict]:
-    """The recovery curve as rows of the conversion table."""
-    measured = [(point["step"], name, point[name]) for point in curve for name in ("nll", "score") if point[name] is not None]
-    return [_conversion_row(experiment, arm, f"recovery/{name}/{step}", value) for step, name, value in measured]
-
-
-def _conversion_row(experiment: Experiment, arm: Arm, metric: str, value: float) -> dict:
-    return {**arm_columns(arm), "base": str(experiment.base), "seed": experiment.replicate, "metric": metric, "value": value}
-
-
-def arm_columns(arm: Arm) -> dict:
-    """The columns that name an arm in every table."""
-    return {"arm": arm.name, "topology": arm.topology, "algorithm": arm.algorithm, "density": arm.density}
 
 
 def mask_files(experiment: Experiment) -> list[Path]:

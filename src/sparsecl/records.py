@@ -13,7 +13,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,17 @@ def peak_memory_bytes() -> int:
 
 
 class Stopwatch:
-    """Wall-clock seconds since it was made."""
+    """Wall-clock seconds since it was made, without those in which it was paused."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        began = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - began
 
     def seconds(self) -> float:
         return time.perf_counter() - self._start

@@ -9,7 +9,6 @@ from sparsecl.arms import Arm
 from sparsecl.costs import cost_tables, total_costs
 from sparsecl.experiment import Experiment
 from sparsecl.items import Item, has_answers
-from sparsecl.lineage import arm_columns
 from sparsecl.scoring import ItemScores
 
 
@@ -61,7 +60,7 @@ def score_rows_of(scores: Mapping[tuple[str, str], ItemScores], items: Mapping[t
 def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict]) -> dict[str, list[dict]]:
     """Rows of accuracy, curves, cost and timings of one stream."""
     keys = {
-        **arm_columns(stream.arm),
+        **stream.arm.columns,
         "method": stream.method,
         "order": stream.order,
         "stage_steps": stream.stage_steps,

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sparsecl.flops import Consumption, consumption_of
 from sparsecl.masks import Masks, assert_masks, masked_gradients
 from sparsecl.records import Stopwatch, write_atomically
 from sparsecl.settings import Optimisation
@@ -37,6 +38,13 @@ class TrainingLog:
     padded: int  # computed tokens, padding included
     rows: int  # rows trained on, repetitions counted
     seconds: float
+    consumption: Consumption  # what its FLOPs depend on
+
+
+def consumed(rows: Sequence[Row], plan: Sequence[np.ndarray], prompt_weight: float) -> Consumption:
+    """What a training along `plan` consumes: a function of the plan alone, the same for every arm that follows it."""
+    chosen = [rows[index] for batch in plan for index in batch]
+    return consumption_of([(len(row.ids), row.answer_start) for row in chosen], prompt_weight)
 
 
 def plan_batches(lengths: Sequence[int], steps: int, batch: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -132,12 +140,14 @@ def train(
                 continue
             losses.append(_one_step(model, optimizer, batch, settings, step, dtype, description))
             if after_step is not None:
-                after_step(step + 1)
+                with watch.paused():  # scoring is no training
+                    after_step(step + 1)
                 model.train()
             if checkpoint and settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0:
                 _save_state(model, optimizer, checkpoint, step + 1)
     assert_masks(model, masks, f"after {description}")
-    return TrainingLog(losses, tokens, padded, settings.steps * settings.batch, watch.seconds())
+    consumption = consumed(rows, plan[: settings.steps], settings.prompt_weight)
+    return TrainingLog(losses, tokens, padded, settings.steps * settings.batch, watch.seconds(), consumption)
 
 
 def _one_step(model, optimizer, batch: Sequence[Row], settings: Optimisation, step: int, dtype: str, description: str) -> float:
