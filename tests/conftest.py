@@ -9,14 +9,20 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(
     [
+        "sparsecl.topologies",
+        "sparsecl.mask_selection",
         "sparsecl.masks",
+        "sparsecl.conversion",
+        "sparsecl.block_pruning",
+        "sparsecl.wandaplusplus",
+        "sparsecl.maskllm",
+        "sparsecl.reconstruction",
         "sparsecl.training",
         "sparsecl.scoring",
         "sparsecl.metrics",
+        "sparsecl.intervals",
         "sparsecl.probes",
-        "sparsecl.mask_selection",
-        "sparsecl.block_pruning",
-        "sparsecl.maskllm",
+        "sparsecl.figures_masks",
     ],
     "beartype.beartype",
 )

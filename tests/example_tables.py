@@ -3,14 +3,17 @@
 The numbers are invented; only their shape and rough size are those of a study.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from sparsecl.arms import Arm, parse_arm
 
 DOMAINS = ("code", "math", "medical", "legal", "dialogue")
-STREAMED = {"D1": ("", "", 1.0), "S1-2of4": ("2of4", "sparsegpt", 0.5)}
-RUN = ("arm", "topology", "algorithm", "density", "method", "order", "stage_steps", "base", "seed")
+STREAMED = ("D1", "S1-2of4")
+TOPOLOGY_ARMS = ("D1", "S1-2of4", "S1-4of8", "S1-block16", "S1-block32", "S1-block64", "S1-unstructured")
+CONTROLS = ("D0", "Dnz-0.5", "Dcut-0.5", "Df-0.5", "S0-2of4", "Sf-2of4", "Dg-2of4", "S1-2of4-random")
 STAGE_STEPS = 100
 # General score that is planted for S0 of every compared conversion; S1 loses a sixth of what S0 loses.
 TOPOLOGY_SCORES = {"2of4": 0.71, "4of8": 0.75, "block16": 0.5, "block32": 0.42, "block64": 0.3, "unstructured": 0.78}
@@ -26,9 +29,13 @@ FEWER_REPLICATES = {
 }
 
 
+def stage_steps(arm: str) -> int:
+    """Arms of equal FLOPs have a length of their own."""
+    return {"Df": 60, "Sf": 150}.get(arm[:2], STAGE_STEPS)
+
+
 def _run(arm: str, seed: int) -> dict:
-    topology, algorithm, density = STREAMED[arm]
-    return dict(zip(RUN, (arm, topology, algorithm, density, "full", "main", STAGE_STEPS, seed, seed), strict=True))
+    return parse_arm(arm).columns | {"method": "full", "order": "main", "stage_steps": stage_steps(arm), "base": seed, "seed": seed}
 
 
 def _score(generator, stage: float, position: int, kind: str, arm: str) -> float:
@@ -55,15 +62,15 @@ def _rows(generator, arm: str, seed: int, stage: float, columns: dict) -> list[d
     return rows
 
 
-def _stream(replicates: int, generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _stream(replicates: int, generator, arms: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     accuracy, curves = [], []
-    for arm in STREAMED:
+    for arm in arms:
         for seed in range(replicates):
             for stage in range(len(DOMAINS) + 1):
                 where = {"stage": stage, "stage_domain": DOMAINS[stage - 1] if stage else ""}
                 accuracy += _rows(generator, arm, seed, stage, where)
                 for point in range(1, 6) if stage else ():
-                    step = point * STAGE_STEPS // 5
+                    step = point * stage_steps(arm) // 5
                     inside = {**where, "step": step, "tokens": step * 900}
                     curves += _rows(generator, arm, seed, stage - 1 + point / 5, inside)
     return pd.DataFrame(accuracy), pd.DataFrame(curves)
@@ -88,6 +95,10 @@ def _checkpoint(arm: Arm, seed: int, score: float, generator) -> list[dict]:
         start = 2.2 * (1 - (planted_scores()["S0" + arm.name[2:]] if arm.is_sparse else 0.88))
         for step in range(0, 201, 40):
             values[f"recovery/nll/{step}"] = 0.22 + (start - 0.22) * np.exp(-step / 40) + generator.normal(0, 0.01)
+    if arm.lineage == "S0":
+        values |= {"reconstruction/error": 0.08, "reconstruction/kept_energy": 0.86}
+    if arm.lineage == "D0":
+        values["reconstruction/input_spread"] = 0.2
     return [{**run, "metric": metric, "value": value} for metric, value in values.items()]
 
 
@@ -135,9 +146,9 @@ def _metrics(accuracy: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _learning_rate() -> pd.DataFrame:
+def _learning_rate(arms: Sequence[str]) -> pd.DataFrame:
     rows = []
-    for arm in STREAMED:
+    for arm in arms:
         for rate, own, final in ((5e-4, 0.72, 0.38), (1e-3, 0.82, 0.4), (2e-3, 0.83, 0.33)):
             own -= 0.03 * (arm != "D1")
             for kind in ("ability", "fact", "all"):
@@ -156,9 +167,9 @@ def _learning_rate() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _overlap(replicates: int, generator) -> pd.DataFrame:
+def _overlap(replicates: int, generator, arms: Sequence[str]) -> pd.DataFrame:
     rows = []
-    for arm in ("D0", "D1", "S1-2of4"):
+    for arm in dict.fromkeys(("D0", *arms)):
         for seed in range(replicates):
             for layer in range(3):
                 for i, a in enumerate(DOMAINS):
@@ -183,8 +194,9 @@ def _costs(replicates: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     cost, timings = [], []
     for arm in STREAMED:
         for seed in range(replicates):
-            for job in ("02_recover", "03_continual"):
-                run = {"arm": arm, "method": "full", "seed": seed, "job": job}
+            jobs = [("02_recover", "recovery"), ("03_continual", "full"), *([("02_recover", "calibration")] if arm == "D1" else [])]
+            for job, method in jobs:
+                run = {"arm": arm, "method": method, "seed": seed, "job": job}
                 sparse = 1.1e12 if arm == "D1" else 7e11
                 cost.append(
                     {
@@ -207,18 +219,18 @@ def _costs(replicates: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(cost), pd.DataFrame(timings)
 
 
-def example_tables(replicates: int = 5, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Every table but `tests` and `items`, by name."""
+def example_tables(replicates: int = 5, seed: int = 0, arms: Sequence[str] = STREAMED) -> dict[str, pd.DataFrame]:
+    """Every table but `tests` and `items`, by name; `arms` are those of the stream."""
     generator = np.random.default_rng(seed)
-    accuracy, curves = _stream(replicates, generator)
+    accuracy, curves = _stream(replicates, generator, arms)
     cost, timings = _costs(replicates)
     return {
         "accuracy": accuracy,
         "curves": curves,
         "conversion": _conversion(replicates, generator),
         "metrics": _metrics(accuracy),
-        "learning_rate": _learning_rate(),
-        "overlap": _overlap(replicates, generator),
+        "learning_rate": _learning_rate(arms),
+        "overlap": _overlap(replicates, generator, arms),
         "cost": cost,
         "timings": timings,
     }

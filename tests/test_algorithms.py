@@ -1,7 +1,9 @@
 """Algorithms of conversion: closed forms, brute force and planted truths, then every algorithm on every topology."""
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
 from sparsecl import conversion
 from sparsecl.arms import parse_arm
-from sparsecl.block_pruning import BlockWandaModifier, block_saliency, damped, refitted
+from sparsecl.block_pruning import BlockSparseGPTModifier, BlockWandaModifier, block_saliency, damped, refitted
 from sparsecl.conversion import ConversionData, calibration_digest, convert
 from sparsecl.mask_selection import keep_blocks, select, tiles
 from sparsecl.maskllm import CandidateChoice, candidate_masks, learn_masks
 from sparsecl.masks import Masks, TopologyViolation, apply_masks, prunable_weights
-from sparsecl.settings import MaskLearning, Optimisation, Sparsify, WandaPlusPlus
+from sparsecl.modeling import build_model
+from sparsecl.settings import MaskLearning, Model, Optimisation, Sparsify, WandaPlusPlus
 from sparsecl.tokenizer import Row
 from sparsecl.topologies import Blocks, NofM, TopologyMisfit, attained_density, parse_topology
 from sparsecl.training import plan_batches, train
@@ -345,7 +349,7 @@ def test_candidates_come_in_the_papers_order():
 @pytest.mark.parametrize("topology", ["4of8", "6of8", "block16", "unstructured"])
 def test_topologies_without_candidates_are_refused_before_any_work(model, data, topology):
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    with pytest.raises(ValueError, match=f"maskllm has no candidates for {topology}; it is defined for 1of4, 2of4 and 3of4"):
+    with pytest.raises(ValueError, match=rf"maskllm has no candidates for {topology}; it is defined for \('1of4', '2of4', '3of4'\)"):
         convert(model, parse_arm(f"S0-{topology}-maskllm"), settings(), data())
     assert all(torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before, strict=True))
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -545,6 +549,99 @@ def test_a_modifier_that_touches_more_than_it_may_is_noticed(model, data, monkey
     monkeypatch.setattr(conversion, "IGNORED", ())
     with pytest.raises(RuntimeError, match="conversion changed model.embed_tokens.weight, which must stay dense"):  # the head is tied to it
         convert(model, parse_arm("S0-2of4-wanda"), settings(), data())
+
+
+# The model that is converted
+
+
+def expert_model(vocabulary: int) -> nn.Module:
+    """A tiny Qwen3.5 with experts in a stack and norms that multiply by 1 + w, their w drawn as if trained."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = Qwen3_5MoeForCausalLM(
+        Qwen3_5MoeTextConfig(
+            vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"],
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2,
+            linear_key_head_dim=16, linear_value_head_dim=16, moe_intermediate_size=32, shared_expert_intermediate_size=32,
+            num_experts=4, num_experts_per_tok=2, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def anatomy(model: nn.Module) -> dict:
+    """All of a model that is no weight's value: modules, what hangs on them, parameters, their storage, the configuration."""
+    modules = {
+        name: (module, type(module), module.forward.__func__, sorted(vars(module)), type(module._parameters), module.training)
+        for name, module in model.named_modules()
+    }
+    hooks = {name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in model.named_modules()}
+    parameters = {
+        name: (parameter, type(parameter), parameter.data_ptr(), parameter.requires_grad, parameter.grad)
+        for name, parameter in model.named_parameters()
+    }
+    with_identity = {name: (id(first), *rest) for name, (first, *rest) in (modules | parameters).items()}
+    return with_identity | {"hooks": hooks, "configuration": copy.deepcopy(vars(model.config)), "keys": list(model.state_dict())}
+
+
+@pytest.mark.parametrize("arm", ["2of4-wanda", "2of4-sparsegpt", "block16-sparsegpt", "2of4-wanda++", "2of4-maskllm"])
+@pytest.mark.parametrize("kind", ["dense", "experts"])
+def test_a_converted_model_is_the_plain_model_it_was(model, data, rows, tokenizer, tmp_path, kind, arm):
+    if kind == "experts":
+        model = expert_model(len(tokenizer))
+    model.get_parameter("model.layers.1.mlp." + ("experts.down_proj" if kind == "experts" else "down_proj.weight")).requires_grad_(False)
+    model.eval()
+    before, values = anatomy(model), {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    masks = convert(model, parse_arm(f"S0-{arm}"), settings(), data())
+    assert anatomy(model) == before
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, values[name]) == (name not in masks.weights), name
+    model.requires_grad_(True)
+    twin = copy.deepcopy(model)
+    plan = plan_batches([len(row.ids) for row in rows], 2, 4, np.random.default_rng(0))
+    train(twin, rows, plan, Optimisation(steps=2, batch=4, learning_rate=1e-2), description="twin", masks=masks)
+    assert not any(torch.equal(weight, prunable_weights(model)[name]) for name, weight in prunable_weights(twin).items())
+    twin.save_pretrained(tmp_path)
+    assert not (tmp_path / "recipe.yaml").exists()  # the compressor's own way of saving writes one
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in twin.state_dict().items())
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors that Python can reach, every storage once."""
+    tensors = [value for value in gc.get_objects() if issubclass(type(value), torch.Tensor) and value.device.type == "cpu"]
+    return sum({value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}.values())
+
+
+def test_a_conversion_holds_as_much_beside_eight_layers_as_beside_two(tokenizer, data, monkeypatch):
+    """Counted whenever a layer is about to be converted; a copy of the weights would count four times as much."""
+    held, compress = [], BlockSparseGPTModifier.compress_modules
+    monkeypatch.setattr(BlockSparseGPTModifier, "compress_modules", lambda modifier: (held.append(live_bytes()), compress(modifier)))
+    beside = []
+    for layers in (2, 8):
+        shape = Model(family="qwen3", hidden=64, ffn=128, layers=layers, heads=4, kv_heads=2, head_dim=16)
+        built = build_model(shape, len(tokenizer), 32, 0, {"pad_token_id": 0})
+        gc.collect()
+        before = live_bytes()
+        held.clear()
+        convert(built, parse_arm("S0-block16-sparsegpt"), settings(), data())
+        assert len(held) >= layers
+        beside.append(max(held) - before)
+    layer = 4 * sum(parameter.numel() for parameter in built.model.layers[0].parameters())
+    assert beside[0] > layer and beside[1] - beside[0] < 0.1 * layer
+
+
+def test_nothing_keeps_a_converted_model_alive(tokenizer, data, model):
+    convert(model, parse_arm("S0-2of4-sparsegpt"), settings(), data())
+    trace = weakref.ref(converted := copy.deepcopy(model))
+    convert(converted, parse_arm("S0-2of4-wanda"), settings(), data())
+    del converted
+    gc.collect()
+    assert trace() is None
 
 
 # Given masks

@@ -1,19 +1,33 @@
 """Figures: equal tables give equal bytes, what is drawn is what the tables say, absent rows say what is missing."""
 
+from itertools import combinations
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from example_tables import ALGORITHM_SCORES, DOMAINS, STAGE_STEPS, TOPOLOGY_SCORES, compared_replicates, example_tables
+from example_tables import (
+    ALGORITHM_SCORES,
+    CONTROLS,
+    DOMAINS,
+    STAGE_STEPS,
+    TOPOLOGY_ARMS,
+    TOPOLOGY_SCORES,
+    compared_replicates,
+    example_tables,
+)
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from sparsecl import figures
 from sparsecl.arms import parse_arm
-from sparsecl.figure_style import NothingToDraw, figure_or_reason, intervals, mean_interval, save
+from sparsecl.figure_style import NothingToDraw, arm_groups, figure_or_reason, intervals, main_rows, mean_interval, save, streamed_arms_in
 from sparsecl.figures_masks import compared_masks, mask_gallery
+from sparsecl.figures_matrices import cell_text
 from sparsecl.mask_selection import select
 from sparsecl.topologies import parse_topology
 
@@ -30,6 +44,8 @@ INPUTS = {
     "learning_rate_sweep": ("learning_rate",),
     "loss_forgetting": ("accuracy", "curves"),
 }
+# Figures of checkpoints before the stream; they choose their arms by comparison.
+RECOVERED = ("conversion_and_recovery", "topology_comparison", "algorithm_comparison", "density_scan", "recovery_curves")
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +64,18 @@ def drawn(tables):
     return {name: getattr(figures, name)(*(tables[table] for table in needed)) for name, needed in INPUTS.items()}
 
 
+def shown_texts(figure: Figure) -> list[Text]:
+    """Texts that reach the page: not those of hidden panels, nor of ticks outside the view."""
+    found = []
+    with patch.object(Text, "draw", autospec=True, side_effect=lambda text, renderer: found.append(text)):
+        figure.draw_without_rendering()
+    return [text for text in found if text.get_visible() and text.get_text()]
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_fonts_are_readable_at_column_width(drawn, name):
-    figure = drawn[name]
-    assert isinstance(figure, Figure)
-    assert figure.get_size_inches()[0] <= 6.3
-    texts = [text for text in figure.findobj(lambda artist: hasattr(artist, "get_fontsize")) if text.get_visible() and text.get_text()]
+    assert drawn[name].get_size_inches()[0] <= 6.3
+    texts = shown_texts(drawn[name])
     assert texts and min(text.get_fontsize() for text in texts) >= 8
 
 
@@ -86,8 +108,120 @@ def test_matrix_cells_are_means_over_replicates(tables, drawn):
 def test_curves_start_before_the_stream_and_end_with_it(drawn):
     line = drawn["forgetting_curves"].axes[0].lines[0]
     assert line.get_xdata()[0] == 0
-    assert line.get_xdata()[-1] == len(DOMAINS) * STAGE_STEPS
+    assert line.get_xdata()[-1] == len(DOMAINS)
     assert np.all(np.diff(line.get_xdata()) > 0)
+
+
+STREAM_INPUTS = {name: INPUTS[name] for name in INPUTS if name not in RECOVERED}
+MANY = {"seven": TOPOLOGY_ARMS, "fifteen": (*TOPOLOGY_ARMS, *CONTROLS)}
+
+
+@pytest.fixture(scope="module")
+def many_tables():
+    return {name: example_tables(replicates=2, arms=arms) for name, arms in MANY.items()}
+
+
+@pytest.fixture(scope="module")
+def drawn_many(many_tables):
+    """Figures of a stream of many arms, each drawn once and when it is asked for."""
+    made = {}
+
+    def draw(number: str, name: str) -> Figure:
+        if (number, name) not in made:
+            made[number, name] = getattr(figures, name)(*(many_tables[number][table] for table in STREAM_INPUTS[name]))
+        return made[number, name]
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [*(("fifteen", name) for name in STREAM_INPUTS), ("seven", "accuracy_matrices"), ("seven", "forgetting_curves")]
+)
+def test_many_arms_fit_a_page_and_no_text_lies_on_another(drawn_many, number, name):
+    figure = drawn_many(number, name)
+    assert figure.get_size_inches()[0] <= 6.3 and figure.get_size_inches()[1] <= 9
+    texts = shown_texts(figure)
+    assert min(text.get_fontsize() for text in texts) >= 8
+    boxes = {text: text.get_window_extent() for text in texts}
+    page = figure.bbox.padded(2)
+    assert not [text for text, box in boxes.items() if not (page.contains(*box.p0) and page.contains(*box.p1))]
+    level = [(text.get_text(), box.padded(-0.5)) for text, box in boxes.items() if not text.get_rotation()]
+    assert not [(one, other) for (one, box), (other, beside) in combinations(level, 2) if box.overlaps(beside)]
+
+
+@pytest.mark.parametrize("name", STREAM_INPUTS)
+def test_every_streamed_arm_is_named(drawn_many, name):
+    shown = {text.get_text() for text in shown_texts(drawn_many("fifteen", name))}
+    assert {parse_arm(arm).label for arm in MANY["fifteen"]} <= shown
+
+
+def test_cells_of_a_grid_are_their_arm_s(drawn_many, many_tables):
+    panels = {axes.get_title(): axes for axes in drawn_many("seven", "accuracy_matrices").axes if axes.get_title()}
+    accuracy = many_tables["seven"]["accuracy"]
+    for arm in TOPOLOGY_ARMS:
+        rows = accuracy[(accuracy["arm"] == arm) & (accuracy["kind"] == "all") & (accuracy["domain"] != "general")]
+        table = rows.pivot_table(index="stage", columns="domain", values="score")[list(DOMAINS)]
+        cells = [text.get_text() for text in panels[parse_arm(arm).label].texts[: table.size]]
+        assert cells == [f"{100 * value:.0f}" for value in table.to_numpy().ravel()]
+
+
+def test_arms_stand_by_kind_and_the_freest_topology_first(many_tables):
+    arms = [arm.name for arm in streamed_arms_in(many_tables["fifteen"]["accuracy"], "accuracy")]
+    assert arms == [
+        *("D0", "D1", "Dnz-0.5", "Dcut-0.5", "Df-0.5", "S1-unstructured", "S1-4of8", "S1-2of4", "S1-block16", "S1-block32", "S1-block64"),
+        *("S0-2of4", "S1-2of4-random", "Sf-2of4", "Dg-2of4"),
+    ]
+
+
+def test_every_group_has_the_reference_and_controls_their_recovered_arm(many_tables):
+    arms = streamed_arms_in(many_tables["fifteen"]["accuracy"], "accuracy")
+    groups = [[arm.name for arm in group] for group in arm_groups(arms)]
+    assert {name for group in groups for name in group} == {arm.name for arm in arms}
+    assert all(group[0] == "D1" for group in groups)
+    assert groups[-1][1] == "S1-2of4" and max(len(group) for group in groups) <= 6
+
+
+def test_differences_are_to_the_control_of_the_same_tokens_not_to_the_base(drawn_many, many_tables):
+    metrics = many_tables["fifteen"]["metrics"]
+    rows = metrics[(metrics["metric"] == "own") & (metrics["kind"] == "all") & (metrics["domain"] == "")]
+    wide = rows.pivot(index="seed", columns="arm", values="value")
+    lower = drawn_many("fifteen", "forgetting_own_final").axes[4]  # own, below its values
+    expected = 100 * (wide["Dnz-0.5"] - wide["D1"])
+    assert any(len(line.get_xdata()) == len(wide) and np.allclose(line.get_xdata(), expected) for line in lower.lines)
+
+
+def test_an_arm_of_equal_flops_is_drawn_over_the_whole_stream(drawn_many, many_tables):
+    assert set(many_tables["fifteen"]["accuracy"].query("arm == 'Df-0.5'")["stage_steps"]) != {STAGE_STEPS}
+    lines = [line for line in drawn_many("fifteen", "forgetting_curves").axes[0].lines if line.get_color() == parse_arm("Df-0.5").colour]
+    assert lines[0].get_xdata()[[0, -1]].tolist() == [0, len(DOMAINS)]
+
+
+@pytest.mark.parametrize(("further", "kept"), [([0], STAGE_STEPS), ([0, 1], STAGE_STEPS), ([0, 1, 2], 50)])
+def test_the_main_length_of_an_arm_is_that_of_most_replicates(tables, further, kept):
+    """Equally many replicates: the first rows are the main ones, as a replicate writes them."""
+    own = tables["accuracy"][tables["accuracy"]["arm"] == "D1"]
+    shorter = pd.concat([own[own["seed"] == 0].assign(seed=seed, stage_steps=50) for seed in further])
+    other = own.assign(arm="Df-0.5", stage_steps=70)
+    rows = main_rows(pd.concat([own, shorter, other], ignore_index=True))
+    assert rows.groupby("arm")["stage_steps"].unique().map(list).to_dict() == {"D1": [kept], "Df-0.5": [70]}
+
+
+def test_the_chosen_rate_of_many_arms_is_framed(drawn_many):
+    axes = drawn_many("fifteen", "learning_rate_sweep").axes[0]
+    frames = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.0005", "0.001", "0.002"]
+    assert [int(frame.get_x()) for frame in frames] == [1] and frames[0].get_height() > len(MANY["fifteen"]) - 1
+    assert axes.texts[1].get_text() == "79.0"  # D0, own score at the chosen rate
+
+
+def test_overlaps_of_many_arms_are_coloured_by_their_own_null(many_tables):
+    overlap = many_tables["seven"]["overlap"]
+    raised = overlap.assign(null_label=overlap["null_label"].where(overlap["arm"] != "D1", overlap["value"]))
+    axes = figures.layer_overlap(raised).axes[0]
+    cells = axes.collections[0].get_array().reshape(-1, 1 + len(TOPOLOGY_ARMS))
+    assert np.allclose(cells[:, 1], 0) and np.all(cells[:, 0] < 0)  # D1 is second, after D0
+    pair = overlap.query("layer == 0 and arm == 'D0' and domain_a == 'code' and domain_b == 'math'")
+    assert axes.texts[0].get_text() == f"{100 * pair['value'].mean():.0f}"
 
 
 def test_arms_keep_the_registry_colours(drawn):
@@ -155,7 +289,7 @@ def test_figures_are_saved_as_vector_pdf(drawn, tmp_path):
     ("value", "number", "text"), [(-0.3, "+.0f", "0"), (-4.6, "+.0f", "−5"), (2.2, "+.0f", "+2"), (0.0, ".0f", "0"), (np.nan, ".0f", "")]
 )
 def test_cells_that_round_to_nothing_have_no_sign(value, number, text):
-    assert figures._cell_text(value, number) == text
+    assert cell_text(value, number) == text
 
 
 @pytest.fixture(scope="module")

@@ -8,29 +8,34 @@ import torch
 from compressed_tensors.utils import align_module_device, update_offload_parameter
 from jaxtyping import Bool, Float
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecl.mask_selection import keep_blocks, select, tiles
 from sparsecl.topologies import Blocks, parse_topology
 
 
-class BlockWandaModifier(WandaPruningModifier):
+class _LayerByLayer:
+    """What both modifiers share: replace the weight of every layer that has seen calibration rows by `converted`."""
+
+    def compress_modules(self) -> None:
+        for layer in list(self._num_samples):
+            with torch.no_grad(), align_module_device(layer):
+                update_offload_parameter(layer, "weight", self.converted(layer, parse_topology(self.topology)))
+            del self._num_samples[layer]
+
+
+class BlockWandaModifier(_LayerByLayer, WandaPruningModifier):
     """Wanda with blocks: the score of a block is the sum of |W_ij| ||X_j|| over its weights."""
 
     topology: str
     density: float
 
-    def compress_modules(self) -> None:
-        blocks = parse_topology(self.topology)
-        for module in list(self._num_samples):
-            with torch.no_grad(), align_module_device(module):
-                score = module.weight.abs().float() * self._row_scalars.pop(module).sqrt()
-                kept = select(blocks, score, self.density)
-                update_offload_parameter(module, "weight", module.weight.masked_fill(~kept, 0.0))
-            del self._num_samples[module]
+    def converted(self, layer: nn.Module, blocks: Blocks) -> Float[Tensor, "outputs inputs"]:
+        score = layer.weight.abs().float() * self._row_scalars.pop(layer).sqrt()
+        return layer.weight.masked_fill(~select(blocks, score, self.density), 0.0)
 
 
-class BlockSparseGPTModifier(SparseGPTModifier):
+class BlockSparseGPTModifier(_LayerByLayer, SparseGPTModifier):
     """SparseGPT with blocks: the mask is chosen first, then all kept weights absorb what was removed.
 
     A balanced block row cannot be chosen from left to right as SparseGPT does within a group of M, so every
@@ -41,15 +46,11 @@ class BlockSparseGPTModifier(SparseGPTModifier):
     topology: str
     density: float
 
-    def compress_modules(self) -> None:
-        blocks = parse_topology(self.topology)
-        for module in list(self._num_samples):
-            with torch.no_grad(), align_module_device(module):
-                hessian = damped(self._hessians.pop(module), self.dampening_frac)
-                weight = module.weight.float()
-                kept = keep_blocks(blocks, block_saliency(weight, hessian, blocks), self.density)
-                update_offload_parameter(module, "weight", refitted(weight, kept, hessian, blocks).to(module.weight.dtype))
-            del self._num_samples[module]
+    def converted(self, layer: nn.Module, blocks: Blocks) -> Float[Tensor, "outputs inputs"]:
+        hessian = damped(self._hessians.pop(layer), self.dampening_frac)
+        weight = layer.weight.float()
+        kept = keep_blocks(blocks, block_saliency(weight, hessian, blocks), self.density)
+        return refitted(weight, kept, hessian, blocks).to(layer.weight.dtype)
 
 
 def damped(hessian: Float[Tensor, "inputs inputs"], share: float) -> Float[Tensor, "inputs inputs"]:

@@ -17,6 +17,7 @@ from sparsecl.topologies import Blocks, NofM, parse_topology
 DENSE = ("D0", "D1")
 LINEAGES = ("S0", "S1")  # right after the conversion, and after the recovery budget
 LOSS, SCORE, KEPT = "nll/general", "score/general", "density/attained"
+ERROR, ENERGY, SPREAD = "reconstruction/error", "reconstruction/kept_energy", "reconstruction/input_spread"
 HALF = 0.5  # density at which topologies are compared
 ONE_TOPOLOGY = "2of4"  # topology at which algorithms are compared
 ALGORITHM_LABELS = {

@@ -3,20 +3,25 @@
 `magnitude` and `random` need no data. `wanda`, `sparsegpt` and `wanda++` run as modifiers in llmcompressor's sequential
 pipeline, one decoder layer at a time. `maskllm` is a training job (`sparsecl.maskllm`). `given` reads a mask made elsewhere.
 llmcompressor's ``N:M`` counts zeros, ours counts non-zeros; `compressor_structure` is the one place that translates.
+
+Memory: a conversion works on the given weights themselves and holds, beside them, what one decoder layer needs (its weights
+in float32, the statistics of its linear layers, the calibration rows' activations) and the masks. MaskLLM holds more
+(`sparsecl.maskllm`). `benchmarks/conversion_memory.py` measures it.
 """
 
-import copy
+import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.fx
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -66,11 +71,10 @@ def convert(model: nn.Module, arm: Arm, settings: Sparsify, data: ConversionData
     """Convert `model` in place to the topology of `arm` and return its masks.
 
     Raises TopologyMisfit before any work where a layer's size does not divide, and RuntimeError where a weight that must
-    stay dense changed.
+    stay dense changed. An error on the way may leave the model half converted: load it again.
     """
     check_model(model, arm.topology)
-    prunable = prunable_weights(model)
-    dense = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name not in prunable}
+    dense = _dense_digests(model)
     calibration = "" if arm.algorithm in ("magnitude", "random", "given") else calibration_digest(data.rows)
     if arm.algorithm == "given":
         masks = read_given_masks(settings.given_mask, model, arm)
@@ -137,32 +141,81 @@ def _modifier(arm: Arm, settings: Sparsify, seed: int):
 
 
 def _prune_in_pipeline(model: nn.Module, recipe, data: ConversionData) -> None:
-    """Run a modifier over `model`, in place. Rows calibrate one at a time: padding tokens would enter the statistics.
-
-    The compressor wraps the modules of the model it works on and takes stacked experts apart, so it works on a
-    copy; a save and a load put the experts together again.
-    """
+    """Run a modifier over `model`, in place. Rows calibrate one at a time: padding tokens would enter the statistics."""
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # a deprecation within the compressor
     from llmcompressor import oneshot
+    from llmcompressor.core import create_session
 
-    working = copy.deepcopy(model)
-    with tempfile.TemporaryDirectory() as directory, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        working.config.save_pretrained(directory)
-        working.config.name_or_path = directory
-        oneshot(
-            model=working,
-            processor=data.tokenizer,
-            dataset=_calibration_set(data.rows),
-            recipe=recipe,
-            num_calibration_samples=len(data.rows),
-            max_seq_length=max(len(row.ids) for row in data.rows),
-            batch_size=1,
-            shuffle_calibration_samples=False,
-        )
-        if working.state_dict().keys() != model.state_dict().keys():
-            working.save_pretrained(directory)
-            working = type(model).from_pretrained(directory, dtype=model.dtype)
-    model.load_state_dict(working.state_dict())
+    # A session of its own, because the compressor's global one would keep the model alive after the conversion.
+    with create_session(), _left_as_found(model), _experts_as_linears(model), tempfile.TemporaryDirectory() as directory:
+        model.config.save_pretrained(directory)  # the compressor reads a configuration from a path, not from the model
+        model.config.name_or_path = directory
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            oneshot(
+                model=model,
+                processor=data.tokenizer,
+                dataset=_calibration_set(data.rows),
+                recipe=recipe,
+                num_calibration_samples=len(data.rows),
+                max_seq_length=max(len(row.ids) for row in data.rows),
+                batch_size=1,
+                shuffle_calibration_samples=False,
+            )
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Take from `model` what the compressor leaves on it: afterwards it is the plain transformers model it was, with other weights.
+
+    That is: parameters in offload caches, wrapped forwards, its own `save_pretrained`, a flag on every module, the path in the
+    configuration, gradients; and norms that multiply by 1 + w, which it rewrites as 1 + w and back, rounded.
+    """
+    from compressed_tensors.offload.dispatch import remove_dispatch
+
+    path, flags = model.config.name_or_path, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    vectors = [(parameter, parameter.data) for parameter in model.parameters() if parameter.ndim == 1]
+    try:
+        yield
+    finally:
+        remove_dispatch(model)
+        for module in model.modules():
+            for name in ("forward", "save_pretrained", "quantization_enabled"):
+                vars(module).pop(name, None)
+        model.config.name_or_path = path
+        for parameter, values in vectors:
+            parameter.data = values
+        for parameter, trained in flags:
+            parameter.requires_grad_(trained).grad = None
+        _forget_traced_models()
+
+
+def _forget_traced_models() -> None:
+    """torch.fx keeps the namespace of every function wrapped for tracing; the compressor puts the model into it as `self`."""
+    traced = torch.fx._symbolic_trace._wrapped_fns_to_patch
+    for key in [key for key, namespace in traced.items() if isinstance(namespace.get("self"), nn.Module)]:
+        del traced[key]
+
+
+@contextmanager
+def _experts_as_linears(model: nn.Module) -> Iterator[None]:
+    """Show stacked experts as the linear layers that modifiers know, as views: what is written there lands in the stack."""
+    from llmcompressor.modeling.moe.linear_experts import LinearExperts2D
+    from llmcompressor.modeling.moe.linearize import get_non_linearized_moes
+
+    stacked = get_non_linearized_moes(model)
+    for name, experts in stacked:
+        with torch.device("meta"):
+            linears = LinearExperts2D.get_linear_experts_cls(type(experts))(getattr(experts, "config", model.config))
+        for index in range(linears.num_experts):
+            gate, up = experts.gate_up_proj.detach()[index].chunk(2)
+            linears[index].gate_proj.weight, linears[index].up_proj.weight = nn.Parameter(gate), nn.Parameter(up)
+            linears[index].down_proj.weight = nn.Parameter(experts.down_proj.detach()[index])
+        model.set_submodule(name, linears)
+    try:
+        yield
+    finally:
+        for name, experts in stacked:
+            model.set_submodule(name, experts)
 
 
 def _calibration_set(rows: Sequence[Row]) -> Dataset:
@@ -172,15 +225,22 @@ def _calibration_set(rows: Sequence[Row]) -> Dataset:
 
 
 def _learned_masks(model: nn.Module, arm: Arm, settings: Sparsify, data: ConversionData, calibration: str) -> Masks:
-    """MaskLLM from SparseGPT's mask; only the mask of the prior is used, its weight update is not."""
+    """MaskLLM from SparseGPT's mask; only the mask of the prior is used, its weight update is not.
+
+    The dense weights wait on the CPU meanwhile and are back before mask learning begins, which needs six times as much.
+    """
     from sparsecl.maskllm import candidate_masks, learn_masks
 
     topology = parse_topology(arm.topology)
     candidate_masks(topology)  # refuses a topology without candidates before any work
-    prior = copy.deepcopy(model)
+    weights = prunable_weights(model)
+    dense = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
     like = Arm(arm.name, arm.lineage, arm.topology, "sparsegpt", arm.density)
-    _prune_in_pipeline(prior, _modifier(like, settings, data.seed), data)
-    start = masks_of_zeros(prior, arm.topology, "sparsegpt", arm.density, calibration)
+    _prune_in_pipeline(model, _modifier(like, settings, data.seed), data)
+    start = masks_of_zeros(model, arm.topology, "sparsegpt", arm.density, calibration)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(dense.pop(name))
     training = settings.maskllm.training
     plan = data.plan(training.steps, training.batch)
     learned = learn_masks(model, start.weights, topology, data.training, plan, settings.maskllm, data.seed)
@@ -207,8 +267,17 @@ def read_given_masks(path: str | None, model: nn.Module, arm: Arm) -> Masks:
     return Masks(arm.topology, arm.algorithm, arm.density, "", given)
 
 
-def _assert_untouched(model: nn.Module, dense: dict[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, before in dense.items():
-        if not torch.equal(parameters[name], before):
+def _dense_digests(model: nn.Module) -> dict[str, str]:
+    """sha256 over the bytes of every parameter that must stay dense."""
+    prunable = prunable_weights(model)
+    return {name: _digest(parameter) for name, parameter in model.named_parameters() if name not in prunable}
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+
+
+def _assert_untouched(model: nn.Module, dense: dict[str, str]) -> None:
+    for name, digest in _dense_digests(model).items():
+        if digest != dense[name]:
             raise RuntimeError(f"conversion changed {name}, which must stay dense; check the modifier's ignore list")

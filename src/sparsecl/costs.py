@@ -17,8 +17,8 @@ from sparsecl.arms import Arm
 from sparsecl.config import Study
 from sparsecl.flops import (
     Consumption,
+    Products,
     block_sparsegpt_flops,
-    consumption_of,
     linear_weights,
     mask_learning_flops,
     regional_gradient_flops,
@@ -32,7 +32,7 @@ from sparsecl.records import peak_memory_bytes
 from sparsecl.settings import Model, WandaPlusPlus
 from sparsecl.tokenizer import Row
 from sparsecl.topologies import Blocks, parse_topology
-from sparsecl.training import TrainingLog
+from sparsecl.training import TrainingLog, consumed
 
 PASSES_OF_PIPELINE = 2  # llmcompressor passes every token through a decoder layer before and after pruning it
 
@@ -61,33 +61,20 @@ def shape_of(model: nn.Module, settings: Model) -> Model:
     )
 
 
-def consumed(rows: Sequence[Row], plan: Sequence[np.ndarray], prompt_weight: float) -> Consumption:
-    """What a training along `plan` consumes: a function of the plan alone, the same for every arm that follows it."""
-    chosen = [rows[index] for batch in plan for index in batch]
-    return consumption_of([(len(row.ids), row.answer_start) for row in chosen], prompt_weight)
-
-
-def estimated_consumption(log: TrainingLog) -> Consumption:
-    """Where the rows are unknown: all rows of the mean length, and the head at every position that predicts a token."""
-    return Consumption(log.tokens, round(log.tokens**2 / log.rows), log.tokens - log.rows)
-
-
-def training_costs(study: Study, model: nn.Module, masks: Masks | None, log: TrainingLog, consumption: Consumption | None = None) -> dict:
+def training_costs(study: Study, model: nn.Module, masks: Masks | None, log: TrainingLog, update_masks: Masks | None = None) -> dict:
     """What one training consumed: counted columns of the cost table and measured ones of the timings table.
 
-    Give `consumption` (see `consumed`), else it is estimated from the log's totals; raises ValueError where the two disagree.
+    Where only updates are masked, all weights take part in the forward pass and in the input gradient.
     """
-    consumption = estimated_consumption(log) if consumption is None else consumption
-    if consumption.tokens != log.tokens:
-        raise ValueError(f"the plan has {consumption.tokens} tokens, the training log {log.tokens}; give the plan that was trained on")
     shape, masked = shape_of(model, study.model), 0 if masks is None else masks.size - masks.kept
-    weights = linear_weights(shape)
-    dense, sparse = (training_flops(shape, model.config.vocab_size, consumption, same(part)).total for part in (weights, weights - masked))
+    weights, held = linear_weights(shape), masked if update_masks is None else update_masks.size - update_masks.kept
+    taking_part = same(weights), Products(weights - masked, weights - masked, weights - held)
+    dense, sparse = (training_flops(shape, model.config.vocab_size, log.consumption, part).total for part in taking_part)
     return {
         "tokens": log.tokens,
         "flops_dense": dense,
         "flops_sparse": sparse,
-        "trainable": parameter_count(model) - masked,
+        "trainable": parameter_count(model) - held,
         "masked": masked,
         "wall_s": round(log.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),

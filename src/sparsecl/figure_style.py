@@ -5,7 +5,7 @@ Colours, labels and markers of arms come from `sparsecl.arms`; nothing here know
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,12 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sparsecl.arms import Arm, parse_arm
+from sparsecl.arms import DENSE_LINEAGES, SPARSE_LINEAGES, Arm, parse_arm
+from sparsecl.comparisons import freedom
 from sparsecl.intervals import t_interval
 from sparsecl.records import write_atomically
+from sparsecl.topologies import Blocks, parse_topology
 
 TEXT_WIDTH = 6.3  # inches, the paper's line width
 CHECKPOINT_ARMS = ("D0", "S0-2of4", "S1-2of4", "D1")  # the checkpoints behind the stream's main contrast
+REFERENCE = "D1"  # the arm to which all others are compared
+TOGETHER = 4  # as many arms share a panel and stay apart; more are drawn in groups, or one below the other
+LINE_STYLES = {"D0": "--", "S0": "--", "Sf": "-.", "Dg": ":"}  # arms that differ in training only may share a colour
 
 STYLE = {
     "font.family": "STIXGeneral",  # ships with matplotlib: the same glyphs on every machine
@@ -123,8 +128,45 @@ def arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
 
 
 def streamed_arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
-    """Arms of a stream's table, dense before sparse."""
-    return sorted(arms_in(frame, table), key=lambda arm: (arm.is_sparse, arm.name))
+    """Arms of a stream's table: dense ones, recovered ones from the freest topology to the coarsest, then the controls of these."""
+    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *SPARSE_LINEAGES]
+
+    def place(arm: Arm) -> tuple:
+        within = freedom(arm.topology) if arm.name == f"S1-{arm.topology}" else (lineages.index(arm.lineage),)
+        return kinds.index(_kind(arm)), within, arm.name
+
+    return sorted(arms_in(frame, table), key=place)
+
+
+def _kind(arm: Arm) -> str:
+    if not arm.topology:
+        return "dense"
+    if arm.name != f"S1-{arm.topology}":
+        return "controls"
+    return "blocks" if isinstance(parse_topology(arm.topology), Blocks) else "patterns"
+
+
+def reference_arm(arms: Sequence[Arm]) -> Arm:
+    """The arm to which the others are compared: D1, or the first where it is not there."""
+    return next((arm for arm in arms if arm.name == REFERENCE), arms[0])
+
+
+def arm_groups(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that share panels where all are too many for one: by kind, at most TOGETHER, each group led by the reference.
+
+    Controls stand beside the recovered arm of their topology, which they differ from in one thing each.
+    """
+    reference, by_name = reference_arm(arms), {arm.name: arm for arm in arms}
+    kinds: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if arm != reference:
+            kinds.setdefault(_kind(arm), []).append(arm)
+    groups = []
+    for kind, members in kinds.items():
+        for chosen in np.array_split(np.array(members, dtype=object), -(-len(members) // TOGETHER)):
+            twins = {f"S1-{arm.topology}": None for arm in chosen if kind == "controls"}
+            groups.append([reference, *(by_name[name] for name in twins if name in by_name), *chosen])
+    return groups
 
 
 def arm_style(arm: Arm) -> dict:
@@ -132,18 +174,27 @@ def arm_style(arm: Arm) -> dict:
     return {"color": arm.colour, "marker": arm.marker, "markerfacecolor": "white" if arm.lineage in ("D0", "S0") else arm.colour}
 
 
+def line_style(arm: Arm) -> dict:
+    """The style of an arm's curve: as `arm_style`, and dashed or dotted where its colour is that of another lineage."""
+    return arm_style(arm) | {"linestyle": LINE_STYLES.get(arm.lineage, "-")}
+
+
 def arm_handles(arms: Iterable[Arm], line: bool = True) -> list[Line2D]:
-    return [Line2D([], [], label=arm.label, linestyle="-" if line else "", **arm_style(arm)) for arm in arms]
+    return [Line2D([], [], label=arm.label, **(line_style(arm) if line else arm_style(arm) | {"linestyle": ""})) for arm in arms]
 
 
 def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the main protocol: method full, order main, and the main stage length where several were run."""
-    keep = (frame["method"] == "full") & (frame["order"] == "main")
-    frame = frame[keep]
+    """Rows of the main protocol: method full, order main, and of every arm the stage length with the most replicates.
+
+    Further lengths have fewer replicates and belong to the frontier of own accuracy; arms of equal FLOPs have one length of their own.
+    """
+    frame = frame[(frame["method"] == "full") & (frame["order"] == "main")]
     if frame.empty:
         return frame
-    # Other stage lengths belong to the frontier of own accuracy; the main one has the most rows.
-    return frame[frame["stage_steps"] == frame["stage_steps"].mode().iloc[0]]
+    lengths = ["arm", "stage_steps"]
+    replicates = frame.groupby(lengths, sort=False)["seed"].nunique()  # unsorted: among equals the first is the study's own
+    main = replicates.groupby("arm").idxmax()
+    return frame[pd.MultiIndex.from_frame(frame[lengths]).isin(main.tolist())]
 
 
 def over_domains(frame: pd.DataFrame) -> pd.Series:

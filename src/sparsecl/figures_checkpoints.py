@@ -4,7 +4,7 @@ Read by `sparsecl.figures`, which names all figures of the paper.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,16 +18,19 @@ from sparsecl.comparisons import result_rows
 from sparsecl.figure_style import (
     CHECKPOINT_ARMS,
     TEXT_WIDTH,
+    TOGETHER,
     NothingToDraw,
     arm_handles,
     arm_style,
     arms_in,
     draw_interval,
     intervals,
+    line_style,
     over_domains,
     streamed_arms_in,
     styled,
 )
+from sparsecl.figures_matrices import frame_cell, heat_map
 
 RECOVERY = re.compile(r"recovery/nll/(\d+)")
 
@@ -83,27 +86,55 @@ def conversion_and_recovery(conversion: pd.DataFrame, arms: Collection[str] = CH
 
 @styled
 def learning_rate_sweep(learning_rate: pd.DataFrame, measure: str = "score") -> Figure:
-    """Own and final score (or loss, where `measure` is "nll") of the arms over the grid of learning rates; rings mark the choice."""
+    """Own and final score (or loss, where `measure` is "nll") of the arms over the grid of learning rates.
+
+    Rings (with many arms, which are rows of a table of numbers, frames) mark the choice.
+    """
     columns = {"own": "own", "final": "final"} if measure == "score" else {"own": "nll_own", "final": "nll_final"}
-    scale, unit = (100, "score (%)") if measure == "score" else (1, "loss (nats)")
+    unit = "score (%)" if measure == "score" else "loss (nats)"
     rows = learning_rate[learning_rate["kind"] == "all"]
     arms = streamed_arms_in(rows, "learning_rate")
     rows = rows[over_domains(rows)] if over_domains(rows).any() else rows
+    values = {f"{name} {unit}": _rate_grid(rows, arms, column, 100 if measure == "score" else 1) for name, column in columns.items()}
+    chosen = set(rows.loc[rows["chosen"].astype(bool), "learning_rate"])
+    return _rate_curves(values, arms, chosen) if len(arms) <= TOGETHER else _rate_numbers(values, arms, chosen, measure)
+
+
+def _rate_grid(rows: pd.DataFrame, arms: Sequence[Arm], column: str, scale: float) -> pd.DataFrame:
+    """Means over domains: a row an arm, a column a learning rate."""
+    return scale * rows.pivot_table(index="arm", columns="learning_rate", values=column).loc[[arm.name for arm in arms]]
+
+
+def _rate_curves(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen: Collection[float]) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2), sharex=True)
-    for axes, name in zip(panels, ("own", "final"), strict=True):
+    for axes, (title, grid) in zip(panels, values.items(), strict=True):
         for arm in arms:
-            mean = rows[rows["arm"] == arm.name].groupby("learning_rate").agg({columns[name]: "mean", "chosen": "max"})
-            axes.plot(mean.index, scale * mean[columns[name]], **arm_style(arm))
-            chosen = mean[mean["chosen"].astype(bool)]
-            axes.plot(chosen.index, scale * chosen[columns[name]], "o", markersize=10, markerfacecolor="none", color=arm.colour)
+            line = grid.loc[arm.name]
+            axes.plot(line.index, line, **line_style(arm))
+            ringed = line[line.index.isin(chosen)]
+            axes.plot(ringed.index, ringed, "o", markersize=10, markerfacecolor="none", color=arm.colour)
         axes.set_xscale("log")
-        axes.set_xticks(sorted(rows["learning_rate"].unique()), [f"{rate:g}" for rate in sorted(rows["learning_rate"].unique())])
+        axes.set_xticks(grid.columns, [f"{rate:g}" for rate in grid.columns])
         axes.minorticks_off()
         axes.set_xlabel("peak learning rate of a stage")
-        axes.set_title(f"{name} {unit}")
+        axes.set_title(title)
         axes.margins(x=0.1, y=0.2)
     ring = Line2D([], [], marker="o", linestyle="", markersize=9, markerfacecolor="none", color="0.3", label="chosen")
     panels[0].legend(handles=[*arm_handles(arms), ring], loc="best")
+    return figure
+
+
+def _rate_numbers(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen: Collection[float], measure: str) -> Figure:
+    """Arms downwards, learning rates across; the colours of both panels are on one scale."""
+    figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 0.17 * len(arms) + 0.8), sharey=True)
+    limit = 100 if measure == "score" else max(grid.to_numpy().max() for grid in values.values())
+    for axes, (title, grid) in zip(panels, values.items(), strict=True):
+        labelled = grid.set_axis([arm.label for arm in arms]).set_axis([f"{rate:g}" for rate in grid.columns], axis=1)
+        heat_map(axes, labelled, ".1f" if measure == "score" else ".2f", slant=0, vmin=0, vmax=limit, cmap="Blues")
+        for column in np.flatnonzero(grid.columns.isin(chosen)):
+            frame_cell(axes, 0, column, rows=len(arms))
+        axes.set_title(title)
+        axes.set_xlabel("peak learning rate of a stage")
     return figure
 
 
@@ -139,8 +170,8 @@ REFERENCES = {
 def layer_overlap(overlap: pd.DataFrame, selection: str | None = None) -> Figure:
     """Top-K activation overlap (IoU) per layer and domain pair by arm, beside its two nulls and its ceiling.
 
-    Markers are means over replicates and lines their range; `selection` names the score that chose the neurons
-    ("magnitude" where absent, or the only one there is).
+    Markers are means over replicates and lines their range; many arms are columns of numbers (`_overlap_numbers`).
+    `selection` names the score that chose the neurons ("magnitude" where absent, or the only one there is).
     """
     if overlap.empty:
         raise NothingToDraw("overlap: no rows to draw; run 04_probe")
@@ -151,12 +182,16 @@ def layer_overlap(overlap: pd.DataFrame, selection: str | None = None) -> Figure
         raise NothingToDraw(f"overlap: selection {selection!r} is not there, only {known}")
     arms = streamed_arms_in(rows, "overlap")
     pairs = list(rows[["domain_a", "domain_b"]].drop_duplicates().itertuples(index=False, name=None))
-    layers = sorted(rows["layer"].unique(), key=_layer_number)
+    layers = {f"layer {_layer_number(layer)}": rows[rows["layer"] == layer] for layer in sorted(rows["layer"].unique(), key=_layer_number)}
+    return _overlap_marks(layers, arms, pairs) if len(arms) <= TOGETHER else _overlap_numbers(layers, arms, pairs)
+
+
+def _overlap_marks(layers: Mapping[str, pd.DataFrame], arms: list[Arm], pairs: list[tuple[str, str]]) -> Figure:
     height = 0.26 * len(pairs) + 1.0
     figure, grid = plt.subplots(1, len(layers), figsize=(TEXT_WIDTH, height), sharey=True, sharex=True, squeeze=False)
-    for axes, layer in zip(grid[0], layers, strict=True):
-        _draw_layer(axes, rows[rows["layer"] == layer], arms, pairs)
-        axes.set_title(f"layer {_layer_number(layer)}")
+    for axes, (title, rows) in zip(grid[0], layers.items(), strict=True):
+        _draw_layer(axes, rows, arms, pairs)
+        axes.set_title(title)
         axes.grid(False, axis="y")
     grid[0][0].set_yticks(range(len(pairs)), [f"{a} – {b}" for a, b in pairs])
     grid[0][0].set_ylim(len(pairs) - 0.5, -0.5)
@@ -164,3 +199,34 @@ def layer_overlap(overlap: pd.DataFrame, selection: str | None = None) -> Figure
     references = [Line2D([], [], linestyle="", **style) for style in REFERENCES.values()]
     figure.legend(handles=[*arm_handles(arms, line=False), *references], loc="outside upper center", ncols=3)
     return figure
+
+
+def _overlap_numbers(layers: Mapping[str, pd.DataFrame], arms: list[Arm], pairs: list[tuple[str, str]]) -> Figure:
+    """Pairs downwards, arms across, in percent: numbers are overlaps, colours how far each lies above its own label null.
+
+    Means over replicates. Chance and ceiling stand apart on the right, as means over the arms.
+    """
+    figure, grid = plt.subplots(
+        len(layers), 2, figsize=(TEXT_WIDTH, len(layers) * (0.165 * len(pairs) + 0.3) + 1.3), sharex="col", sharey=True, squeeze=False,
+        width_ratios=(len(arms), 2),
+    )  # fmt: skip
+    found = {title: _overlap_table(rows, arms, pairs) for title, rows in layers.items()}
+    bound = max(float(np.nanmax(np.abs((table["value"] - table["null_label"]).to_numpy()))) for table in found.values())
+    for (left, right), (title, table) in zip(grid, found.items(), strict=True):
+        above = table["value"] - table["null_label"]
+        shown = heat_map(left, table["value"], ".0f", above, slant=60, vmin=-bound, vmax=bound, cmap="PuOr_r")
+        outside = pd.DataFrame({"chance": table["null"].mean(axis=1), "ceiling": table["ceiling"].mean(axis=1)})
+        heat_map(right, outside, ".0f", 0 * outside, slant=60, vmin=-0.06, vmax=1, cmap="Greys")  # one pale grey
+        left.set_title(title)
+    figure.colorbar(
+        shown, ax=grid, orientation="horizontal", shrink=0.5, aspect=35, pad=0.02, label="overlap minus its label null (points of IoU)"
+    )
+    return figure
+
+
+def _overlap_table(rows: pd.DataFrame, arms: list[Arm], pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """Means over replicates in percent: a row for every pair of domains, columns (what, arm)."""
+    columns = [*REFERENCES, "value"]
+    table = 100 * rows.pivot_table(index=["domain_a", "domain_b"], columns="arm", values=columns).reindex(pairs)
+    table = table.reindex(columns=pd.MultiIndex.from_product([columns, [arm.name for arm in arms]]))
+    return table.rename(columns={arm.name: arm.label for arm in arms}, level=1).set_axis([f"{a} – {b}" for a, b in pairs])

@@ -82,7 +82,7 @@ def kept_weights(model: Model, topology: Topology, density: float) -> int:
 def attainable_weights(model: Model, topology: Topology, density: float) -> Products:
     """Weights that take part where a known kernel leaves masked ones out.
 
-    2:4 (sparse tensor cores; 1:4 is stored as 2:4): the forward product only. The zeros lie along the inputs of a row, so the
+    2:4 (sparse tensor cores; 1:4 or 2:8 is stored as 2:4): the forward product only. The zeros lie along the inputs of a row, so the
     transposed matrix of the input gradient is not 2:4, and the weight gradient would be a product of two dense matrices
     sampled at single weights. Other N:M and unstructured masks: none. Blocks: all three, for a transposed block-sparse matrix
     is block-sparse, and a weight gradient can be formed for the kept blocks alone.
@@ -90,7 +90,7 @@ def attainable_weights(model: Model, topology: Topology, density: float) -> Prod
     everything, kept = linear_weights(model), kept_weights(model, topology, density)
     if isinstance(topology, Blocks):
         return same(kept)
-    if isinstance(topology, NofM) and topology.group == 4 and topology.kept <= 2:
+    if isinstance(topology, NofM) and topology.kept <= 2 and topology.group % 4 == 0:
         return replace(same(everything), forward=everything // 2)
     return same(everything)
 

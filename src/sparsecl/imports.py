@@ -6,13 +6,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def hidden(package: str) -> Iterator[None]:
-    """Let `package` look not installed inside the block, unless it is imported already; afterwards it is there as before."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None
+def hidden(*packages: str) -> Iterator[None]:
+    """Let `packages` look not installed inside the block, unless they are imported already; afterwards all is as before."""
+    absent = [package for package in packages if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
     try:
         yield
     finally:
-        del sys.modules[package]
+        for package in absent:
+            del sys.modules[package]

@@ -1,6 +1,6 @@
 """t intervals over replicates, for tables and figures (paper, section Replicates and statistics).
 
-Apart from `statistics`, because figures need no more than this and pingouin takes seconds to import.
+Apart from `statistics`, because figures need no more than this, and pingouin and scipy.stats take seconds to import.
 """
 
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import stdtrit
 
 Values = Float[np.ndarray, "replicates"]
 
@@ -30,5 +30,5 @@ def t_interval(values: Values, confidence: float = 0.95) -> Interval:
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"an interval needs at least 2 finite values, seen {values.tolist()}; run more replicates or find the absent one")
     mean, sd = float(values.mean()), float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * sd / math.sqrt(len(values))
     return Interval(mean, sd, mean - half, mean + half, len(values))

@@ -21,17 +21,16 @@ from tqdm.auto import tqdm
 from sparsecl.masks import Mask, prunable_weights
 from sparsecl.settings import MaskLearning
 from sparsecl.tokenizer import Row
-from sparsecl.topologies import NofM, Topology
+from sparsecl.topologies import MASKLLM_TOPOLOGIES, Topology
 from sparsecl.training import BETAS, learning_rate_at, pad_rows, token_weights, weighted_loss
 
 Place = tuple[nn.Module, str]  # a module and the name of its parameter
-MOST_CANDIDATES = 6  # as in the paper; 4:8 would have 70
 
 
 def candidate_masks(topology: Topology) -> Float[Tensor, "candidates group"]:
     """Every mask of one group, in the paper's order for 2:4: 1100, 1010, 1001, 0110, 0101, 0011."""
-    if not isinstance(topology, NofM) or comb(topology.group, topology.kept) > MOST_CANDIDATES:
-        raise ValueError(f"maskllm has no candidates for {topology.name}; it is defined for 1of4, 2of4 and 3of4")
+    if topology.name not in MASKLLM_TOPOLOGIES:
+        raise ValueError(f"maskllm has no candidates for {topology.name}; it is defined for {MASKLLM_TOPOLOGIES}, choose one of them")
     masks = torch.zeros(comb(topology.group, topology.kept), topology.group)
     for row, places in enumerate(combinations(range(topology.group), topology.kept)):
         masks[row, list(places)] = 1.0

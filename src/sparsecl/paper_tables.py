@@ -154,17 +154,28 @@ def _training(stage) -> str:
     return f"{count(stage.steps)} steps of {count(stage.batch)} rows, peak learning rate {rate(stage.learning_rate)}"
 
 
+COSTS = {  # by job and method
+    ("01_sparsify", "conversion"): "conversion",
+    ("02_recover", "calibration"): "calibration rows",
+    ("02_recover", "recovery"): "extra training",
+    ("03_continual", "full"): "stream",
+}
+
+
 def costs_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Training effort per replicate by arm and job: tokens, FLOPs counted dense and counted sparse, seconds."""
     cost, timings = tables.get("cost"), tables.get("timings")
     if cost is None or cost.empty:
         return None
     cost, timings = result_rows(cost), None if timings is None else result_rows(timings)
-    jobs, rows = {"02_recover": "extra training", "03_continual": "stream"}, []
-    for job, name in jobs.items():
-        for arm in STREAM_ARMS:
-            here = cost[(cost["job"] == job) & (cost["arm"] == arm)]
-            seconds = pd.Series(dtype=float) if timings is None else timings[(timings["job"] == job) & (timings["arm"] == arm)]["wall_s"]
+    rows = []
+    for (job, method), name in COSTS.items():
+        for arm in (*STREAM_ARMS, "S0-2of4"):
+            here, timed = (
+                table[(table["job"] == job) & (table["method"] == method) & (table["arm"] == arm)]
+                for table in (cost, cost.assign(wall_s=float("nan")) if timings is None else timings)
+            )
+            seconds = timed["wall_s"].dropna()
             if here.empty:
                 continue
             flops = [rate(float(f"{here[column].mean():.2e}")) for column in ("flops_dense", "flops_sparse")]

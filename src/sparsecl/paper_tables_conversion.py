@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from sparsecl.comparisons import DENSE, KEPT, LINEAGES, LOSS, SCORE, Compared, compare
+from sparsecl.comparisons import DENSE, ENERGY, ERROR, KEPT, LINEAGES, LOSS, SCORE, Compared, compare
 from sparsecl.config import Study
 from sparsecl.figure_style import CHECKPOINT_ARMS
 from sparsecl.latex_tables import mean_cell, tabular
@@ -91,10 +91,11 @@ def algorithms_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     compared = compare(tables["conversion"], "algorithms")
     if len(compared.choices) < 2 or not compared.replicates:
         return None
-    rows: list = [["none (dense)", *_cells(compared, LOSS, nats, ""), *_cells(compared, SCORE, points, ""), None, None], r"\midrule"]
+    rows: list = [["none (dense)", *_cells(compared, LOSS, nats, ""), *_cells(compared, SCORE, points, ""), *4 * [None]], r"\midrule"]
     for choice in compared.choices:
-        cells = [*_cells(compared, LOSS, nats, choice), *_cells(compared, SCORE, points, choice), *_cost(tables, compared, choice)]
-        rows.append([compared.label(choice), *cells])
-    groups = {"": 1, "general loss (nats)": 2, r"general score (\%)": 2, "conversion": 2}
-    below = ["algorithm", "at once", "recovered", "at once", "recovered", "tokens", "seconds"]
-    return tabular("lcccccc", _heading(groups, below), rows)
+        layers = [points(compared.values(metric, "S0", choice).mean()) for metric in (ERROR, ENERGY)]
+        cells = [*_cells(compared, LOSS, nats, choice), *_cells(compared, SCORE, points, choice)]
+        rows.append([compared.label(choice), *cells, *layers, *_cost(tables, compared, choice)])
+    groups = {"": 1, "general loss (nats)": 2, r"general score (\%)": 2, r"layers (\%)": 2, "conversion": 2}
+    below = ["algorithm", "at once", "recovered", "at once", "recovered", "error", "kept", "tokens", "seconds"]
+    return tabular("lcccccccc", _heading(groups, below), rows)

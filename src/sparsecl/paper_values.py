@@ -48,7 +48,7 @@ DESIGN = (
     "recover_steps", "recover_batch", "recover_learning_rate", "stage_steps", "stage_batch", "learning_rate_grid", "weight_decay", "clip",
     "algorithm", "dampening", "calibration_rows", "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocabulary", "max_length",
     "dtype", "test_items", "general_items", "facts_per_domain", "fact_share", "probe_items", "top_fraction", "permutations",
-    "parameters", "masked", "recovery_tokens", "stream_tokens", "minutes", "margin", "alpha", "status", "seed",
+    "parameters", "masked", "recovery_tokens", "calibration_tokens", "stream_tokens", "minutes", "margin", "alpha", "status", "seed",
 )  # fmt: skip
 OVERLAP_ARMS = ("D0", "D1", "S1-2of4")
 OVERLAP_COUNTS = ("cells", "above_chance", "below_label_null")
@@ -192,10 +192,12 @@ def _costs(tables: Mapping[str, pd.DataFrame]) -> dict[str, str | None]:
     """Sizes and efforts that only a run knows."""
     facts = {}
     if (cost := tables.get("cost")) is not None and len(cost):
-        by_job = cost[cost["arm"] == "D1"].groupby("job")["tokens"].mean()
+        spent = cost[cost["arm"] == "D1"].groupby(["job", "method"])["tokens"].mean()
         facts["parameters"] = count(cost.loc[cost["arm"] == "D1", "trainable"].max())
         facts["masked"] = count(cost.loc[cost["arm"] == "S1-2of4", "masked"].max())
-        facts["recovery_tokens"], facts["stream_tokens"] = count(by_job.get("02_recover")), count(by_job.get("03_continual"))
+        facts["recovery_tokens"] = count(spent.get(("02_recover", "recovery")))
+        facts["calibration_tokens"] = count(spent.get(("02_recover", "calibration")))
+        facts["stream_tokens"] = count(spent.get(("03_continual", "full")))
     if (timings := tables.get("timings")) is not None and len(timings):
         facts["minutes"] = f"{timings['wall_s'].sum() / 60:.1f}"
     return facts

@@ -6,10 +6,10 @@ Keys are `<part>/comparison/<comparison>/...` and `<part>/design/...`; the text 
 import numpy as np
 import pandas as pd
 
-from sparsecl.comparisons import LINEAGES, LOSS, Compared, compare
+from sparsecl.comparisons import LINEAGES, LOSS, SPREAD, Compared, compare
 from sparsecl.config import Study
 from sparsecl.figure_style import mean_interval
-from sparsecl.number_formats import count, nats, rate
+from sparsecl.number_formats import count, nats, points, rate
 
 WITHOUT_RANDOM = "algorithms-without-random"  # those whose mask depends on the weights
 COMPARED = ("topologies", "algorithms", WITHOUT_RANDOM, "densities")
@@ -26,7 +26,7 @@ def comparison_names() -> list[str]:
     """The registered keys of every comparison, without their part."""
     ranges = [f"{lineage}/{name}" for lineage in LINEAGES for name in RANGE]
     rest = ["replicates", "arms", *ranges, *(f"S1/{name}" for name in AGAINST_DENSE)]
-    return [f"comparison/{comparison}/{name}" for comparison in COMPARED for name in rest]
+    return ["comparison/input_spread", *(f"comparison/{comparison}/{name}" for comparison in COMPARED for name in rest)]
 
 
 def comparison_values(conversion: pd.DataFrame) -> dict[str, str | None]:
@@ -41,7 +41,8 @@ def comparison_values(conversion: pd.DataFrame) -> dict[str, str | None]:
                 measured |= {f"{lineage}/{key}": value for key, value in _range(compared, lineage).items()}
             measured |= {f"S1/{key}": value for key, value in _against_dense(compared).items()}
             values |= {f"comparison/{name}/{key}": value for key, value in measured.items()}
-    return values
+    spread = found["algorithms"].values(SPREAD, "D0")
+    return values | ({"comparison/input_spread": points(spread.mean())} if len(spread) else {})
 
 
 def _range(compared: Compared, lineage: str) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 BLOCK_SIZES = (16, 32, 64)
+MASKLLM_TOPOLOGIES = ("1of4", "2of4", "3of4")  # at most 6 candidate masks a group, as in MaskLLM's paper; 4:8 would have 70
 EXAMPLES = "NofM such as 2of4 or 6of8, block16, block32, block64, or unstructured"
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sparsecl.flops import Consumption, consumption_of
 from sparsecl.masks import ConfinedUpdates, Masks, assert_masks, masked_gradients
 from sparsecl.records import Stopwatch, write_atomically
 from sparsecl.settings import Optimisation
@@ -38,6 +39,13 @@ class TrainingLog:
     padded: int  # computed tokens, padding included
     rows: int  # rows trained on, repetitions counted
     seconds: float
+    consumption: Consumption  # what its FLOPs depend on
+
+
+def consumed(rows: Sequence[Row], plan: Sequence[np.ndarray], prompt_weight: float) -> Consumption:
+    """What a training along `plan` consumes: a function of the plan alone, the same for every arm that follows it."""
+    chosen = [rows[index] for batch in plan for index in batch]
+    return consumption_of([(len(row.ids), row.answer_start) for row in chosen], prompt_weight)
 
 
 def plan_batches(lengths: Sequence[int], steps: int, batch: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -144,7 +152,8 @@ def train(
             if checkpoint and settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0:
                 _save_state(model, optimizer, checkpoint, step + 1)
     assert_masks(model, masks, f"after {description}")
-    return TrainingLog(losses, tokens, padded, settings.steps * settings.batch, watch.seconds())
+    consumption = consumed(rows, plan[: settings.steps], settings.prompt_weight)
+    return TrainingLog(losses, tokens, padded, settings.steps * settings.batch, watch.seconds(), consumption)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
