@@ -43,15 +43,16 @@ def tables():
 
 
 @pytest.fixture(scope="module")
-def verdict():
-    return SimpleNamespace(
-        letter="undecided", sentence="undecided (forgetting -5.1 [-10.8, +0.6])", missing_controls=("Dnz-0.5",), planned_replicates=12
-    )
+def verdicts():
+    sentence = "undecided (forgetting -5.1 [-10.8, +0.6])"
+    h1 = SimpleNamespace(letter="undecided", sentence=sentence, missing_controls=("Dnz-0.5",), planned_replicates=12)
+    h2 = SimpleNamespace(letter="C", sentence="refuted", missing_controls=(), planned_replicates=None)
+    return {"H1": h1, "H2": h2}
 
 
 @pytest.fixture(scope="module")
-def values(study, tables, verdict):
-    return part_values(study, tables, verdict, {"margin": "5.0", "alpha": "0.05", "status": "pilot"})
+def values(study, tables, verdicts):
+    return part_values(study, tables, verdicts, {"margin": "5.0", "alpha": "0.05", "status": "pilot"})
 
 
 def keys_in(text: str) -> set[str]:
@@ -151,6 +152,14 @@ def test_text_is_escaped():
 def test_minus_signs_of_the_verdict_are_minus_signs(values):
     assert values["verdict/sentence"] == "undecided (forgetting $-$5.1 [$-$10.8, +0.6])"
     assert values["verdict/missing_controls"] == "Dnz-0.5"
+
+
+def test_verdicts_by_hypothesis_and_without_one_the_first(values):
+    for name in ("letter", "sentence", "missing_controls", "planned_replicates"):
+        assert values[f"verdict/{name}"] == values[f"verdict/H1/{name}"]
+    assert values["verdict/H2/letter"] == "C" and values["verdict/H2/planned_replicates"] is None
+    assert "verdict/H3/letter" not in values, "a hypothesis that was not registered prints dashes"
+    assert {"main/verdict/letter", "main/verdict/H3/letter"} <= set(registered_keys("main"))
 
 
 def test_tables_have_equally_many_cells_in_every_row(study, tables):
@@ -311,10 +320,10 @@ def test_a_dash_prints_in_a_draft_and_stops_the_paper_of_record(tmp_path):
 
 
 @needs_tex
-def test_the_paper_builds_from_tables_and_says_what_they_say(study, tables, verdict, values, tmp_path, monkeypatch):
+def test_the_paper_builds_from_tables_and_says_what_they_say(study, tables, verdicts, values, tmp_path, monkeypatch):
     monkeypatch.setattr(publication, "figures_of", lambda part: {"learning_rate_sweep"})  # the others cost seconds each
     registration = SimpleNamespace(margin=0.05, alpha=0.05, status="pilot")
-    write_part(tmp_path, study, "main", tables, verdict, registration)
+    write_part(tmp_path, study, "main", tables, verdicts, registration)
     pdf = build_paper(tmp_path, {"main": "smoke", "realtext": "realtext"})
     text = re.sub(r"\s+", " ", text_of(pdf)).replace("−", "-")
     assert "the question stays undecided" in text and "The registered rule reaches none of A, B and C" in text

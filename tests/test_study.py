@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from sparsecl.code_digest import notebook_digest
-from sparsecl.lineage import mask_name
 from sparsecl.masks import load_masks, prunable_weights
 from sparsecl.modeling import load_checkpoint
 from sparsecl.notebook_runner import check_parameters
@@ -114,7 +113,7 @@ def test_both_arms_saw_the_same_tokens(tables):
 
 def test_every_sparse_checkpoint_on_disk_keeps_its_zeros(smoke):
     replicate = smoke / "smoke" / "replicate-0"
-    masks = load_masks(replicate / "masks" / mask_name(STUDY.arm("S1-2of4")))
+    masks = load_masks(replicate / "masks" / STUDY.arm("S1-2of4").conversion)
     folders = [replicate / "S0-2of4", replicate / "S1-2of4", *sorted(replicate.glob("streams/S1-2of4/*/stage-*"))]
     assert len(folders) == 2 + 6
     for folder in folders:

@@ -75,7 +75,6 @@ class Arm:
         return self.lineage in SPARSE_LINEAGES
 
     @property
-<<<<<<< HEAD
     def masks_updates(self) -> bool:
         return self.lineage in MASKED_UPDATES
 
@@ -89,11 +88,6 @@ class Arm:
         """The columns that name an arm in every table: topology and algorithm are those of its weights, empty where they are dense."""
         topology, algorithm = (self.topology, self.algorithm) if self.is_sparse else ("", "")
         return {"arm": self.name, "topology": topology, "algorithm": algorithm, "density": 1.0 if self.masks_updates else self.density}
-=======
-    def columns(self) -> dict[str, str | float]:
-        """The columns that name an arm in every table."""
-        return {"arm": self.name, "topology": self.topology, "algorithm": self.algorithm, "density": self.density}
->>>>>>> main
 
     @property
     def label(self) -> str:

@@ -129,7 +129,7 @@ class Study(Settings):
         if streams.replicates > self.replicates:
             raise ValueError(f"{where}.replicates: {streams.replicates} of {self.replicates} replicates; choose at most that")
         compared = self.comparison.arms if self.comparison and self.comparison.replicates >= streams.replicates else ()
-        if absent := set(streams.arms) - set(self.arms) - set(compared):
+        if absent := set(streams.arms) - set(_with_starts((*self.arms, *compared))):
             made = f"made in {streams.replicates} replicates"
             raise ValueError(f"{where}.arms: {sorted(absent)} are not {made}; add them to arms or comparison")
         if set(streams.stage_steps) - {self.continual.stage_steps} and streams.replicates == self.replicates:

@@ -150,7 +150,8 @@ def _train_stage(
         masks=stage.masks, update_masks=start.update_masks, penalty=stage.penalty, dtype=study.dtype,
         after_step=measure if has_curve else None,
     )  # fmt: skip
-    return curve, {**training_costs(study, model, start.masks, log, start.update_masks), "trainable": stage.trainable}
+    costs = training_costs(study, model, start.masks, log, start.update_masks)
+    return curve, costs | ({} if start.update_masks else {"trainable": stage.trainable})
 
 
 def chosen_learning_rates(experiment: Experiment) -> Mapping[str, float] | None:

@@ -15,7 +15,7 @@ class Lora(Settings):
 
     rank: Count = 8
     """Rank of each adapter, rows of A and columns of B (r)."""
-    alpha: Positive = 16.0
+    alpha: Positive = 32.0
     """Scale of the adapters: the update is alpha / rank times B A, factor times the rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapters' inputs set to zero during training, fraction."""
@@ -31,9 +31,12 @@ class Replay(Settings):
 
 
 class Ewc(Settings):
-    """Online elastic weight consolidation with decay 1 (Kirkpatrick et al. 2017; Schwarz et al. 2018)."""
+    """Online elastic weight consolidation with decay 1 (Kirkpatrick et al. 2017; Schwarz et al. 2018).
 
-    strength: Positive = 1.0
+    On domains that are learnt well gradients, and with them the Fisher information, are small: hence a strength far above 1.
+    """
+
+    strength: Positive = 100.0
     """Weight of the penalty (lambda); at 1 a finished domain counts as many rows as the current one, factor."""
     fisher_rows: Count = 256
     """Training rows of a finished domain behind its Fisher information, rows."""

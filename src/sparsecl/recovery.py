@@ -11,13 +11,13 @@ from dataclasses import replace
 from sparsecl.arms import Arm
 from sparsecl.base import Base, pretrain
 from sparsecl.code_digest import module_digest
-from sparsecl.costs import training_costs
+from sparsecl.costs import cost_tables, training_costs
 from sparsecl.dense_cut import cut_to_shape
 from sparsecl.experiment import Experiment
 from sparsecl.items import has_answers
 from sparsecl.lineage import ArmCheckpoint, calibration_rows, load_arm, made_masks_digest
 from sparsecl.matched_flops import matched_steps, recovery_consumption
-from sparsecl.modeling import checkpoint_is, save_checkpoint
+from sparsecl.modeling import checkpoint_is, checkpoint_manifest, save_checkpoint
 from sparsecl.records import sha256_of_json
 from sparsecl.scoring import score_rows
 from sparsecl.settings import Optimisation
@@ -57,6 +57,17 @@ def make_narrow(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
         costs = None
     save_checkpoint(model, experiment.write_path(name), None, arm=name, key=key, costs=costs)
     return ArmCheckpoint(start, model, None, key)
+
+
+def narrow_cost_tables(experiment: Experiment) -> dict[str, list[dict]]:
+    """Rows of cost and timings for the pretraining of the narrow models; a cut one took a single pass, which nobody counts as training."""
+    tables: dict[str, list[dict]] = {"cost": [], "timings": []}
+    for arm in experiment.arms_made("Dnz"):
+        keys = {"arm": arm.name, "method": "pretraining", "seed": experiment.replicate, "job": "01_sparsify"}
+        costs = checkpoint_manifest(experiment.find(start_name(arm)))["costs"]
+        for table, rows in cost_tables(keys, costs, experiment.device, experiment.study.dtype).items():
+            tables[table] += rows
+    return tables
 
 
 def recovery_steps(experiment: Experiment, base: Base, arm: Arm) -> int:
