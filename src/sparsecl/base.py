@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from sparsecl.code_digest import module_digest
 from sparsecl.costs import cost_tables, training_costs
@@ -12,7 +11,7 @@ from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.items import Item
 from sparsecl.modeling import build_model, checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import sha256_of_json
-from sparsecl.tokenizer import Row, encode, load_tokenizer, tokenizer_digest, train_tokenizer
+from sparsecl.tokenizer import PreTrainedTokenizerFast, Row, encode, load_tokenizer, tokenizer_digest, train_tokenizer
 from sparsecl.training import plan_batches, train
 
 
