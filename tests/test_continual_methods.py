@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, LoraModel
+from safetensors.torch import save_file
 from torch import nn
 
 from sparsecl.continual_methods import MAKERS, StageContext, method_of
@@ -300,9 +301,12 @@ def test_a_state_of_another_moment_or_a_broken_one_is_refused(model, rows, tmp_p
     late.load_state(state)
     with pytest.raises(ValueError, match=r"stage legal follows \('code', 'math'\), but the state knows \('code',\); load the state"):
         run_stage(model, None, late, context(rows, 2))
-    state.write_bytes(state.read_bytes()[:-10])
-    with pytest.raises(BrokenFile, match="ewc.safetensors is no state of ewc"):
-        late.load_state(state)
+    truncated = state.read_bytes()[:-10]
+    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    state.write_bytes(truncated)
+    for name in ("ewc", "foreign", "absent"):
+        with pytest.raises(BrokenFile, match=f"{name}.safetensors is no state of ewc"):
+            late.load_state(tmp_path / f"{name}.safetensors")
 
 
 # --- lora -----------------------------------------------------------------------------------------------------------

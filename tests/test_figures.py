@@ -134,9 +134,7 @@ def drawn_many(many_tables):
     return draw
 
 
-@pytest.mark.parametrize(
-    ("number", "name"), [*(("fifteen", name) for name in STREAM_INPUTS), ("seven", "accuracy_matrices"), ("seven", "forgetting_curves")]
-)
+@pytest.mark.parametrize(("number", "name"), [*(("fifteen", name) for name in STREAM_INPUTS), ("seven", "accuracy_matrices")])
 def test_many_arms_fit_a_page_and_no_text_lies_on_another(drawn_many, number, name):
     figure = drawn_many(number, name)
     assert figure.get_size_inches()[0] <= 6.3 and figure.get_size_inches()[1] <= 9
@@ -212,6 +210,13 @@ def test_the_chosen_rate_of_many_arms_is_framed(drawn_many):
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.0005", "0.001", "0.002"]
     assert [int(frame.get_x()) for frame in frames] == [1] and frames[0].get_height() > len(MANY["fifteen"]) - 1
     assert axes.texts[1].get_text() == "79.0"  # D0, own score at the chosen rate
+
+
+def test_a_sweep_without_right_answers_names_the_other_measure(tables):
+    losses = tables["learning_rate"].assign(own=np.nan, final=np.nan, nll_own=0.3, nll_final=0.5)
+    with pytest.raises(NothingToDraw, match="no value of 'own'"):
+        figures.learning_rate_sweep(losses)
+    assert figures.learning_rate_sweep(losses, "nll").axes[0].lines[0].get_ydata().tolist() == [0.3] * 3
 
 
 def test_overlaps_of_many_arms_are_coloured_by_their_own_null(many_tables):

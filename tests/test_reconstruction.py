@@ -20,9 +20,8 @@ def rows_of(rows):
 
 def converted(model, arm: str, rows, tokenizer):
     copied = copy.deepcopy(model)
-    masks = convert(
-        copied, parse_arm(arm), Sparsify(algorithm="sparsegpt", calibration_rows=6), ConversionData(rows, tokenizer, (), None, 0)
-    )
+    settings, data = Sparsify(algorithm="sparsegpt", calibration_rows=6), ConversionData(rows, tokenizer, (), lambda steps, batch: [], 0)
+    masks = convert(copied, parse_arm(arm), settings, data)
     return copied, masks
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from itertools import product
 
+import llmcompressor
 import numpy as np
 import pytest
 import torch
@@ -193,6 +194,15 @@ def test_experts_that_no_calibration_token_is_routed_to_are_pruned_not_erased(to
     assert masks.density == pytest.approx(TOPOLOGIES[topology], abs=0.01)
     if not topology.startswith("block"):
         assert all((mask != mask[0]).any() for _, mask in matrices(masks.weights))
+
+
+def test_an_erased_expert_is_an_error(rows, tokenizer, monkeypatch):
+    """What the compressor does where tokens go only to the experts that the router chooses."""
+    whole = llmcompressor.oneshot
+    monkeypatch.setattr(llmcompressor, "oneshot", lambda **named: whole(**named | {"moe_calibrate_all_experts": False}))
+    row = Row(rows[0].ids[:2], 1)
+    with pytest.raises(RuntimeError, match=r"experts\.\w+.*matrices have no weight left; every expert needs calibration tokens"):
+        convert(expert_twin(len(tokenizer)), parse_arm("S0-2of4-sparsegpt"), SETTINGS, data_of([row, row], tokenizer, rows))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from sparsecl.code_digest import module_digest
 from sparsecl.costs import cost_tables, training_costs
@@ -13,7 +12,7 @@ from sparsecl.items import Item
 from sparsecl.modeling import build_model, checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import sha256_of_json
 from sparsecl.settings import Model
-from sparsecl.tokenizer import Row, encode, load_tokenizer, tokenizer_digest, train_tokenizer
+from sparsecl.tokenizer import PreTrainedTokenizerFast, Row, encode, load_tokenizer, tokenizer_digest, train_tokenizer
 from sparsecl.training import TrainingLog, plan_batches, train
 
 

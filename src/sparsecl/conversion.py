@@ -160,7 +160,18 @@ def _prune_in_pipeline(model: nn.Module, recipe, data: ConversionData) -> None:
                 max_seq_length=max(len(row.ids) for row in data.rows),
                 batch_size=1,
                 shuffle_calibration_samples=False,
+                moe_calibrate_all_experts=True,  # an expert without a token would be erased, or masked by ties
             )
+    _assert_none_erased(model)
+
+
+def _assert_none_erased(model: nn.Module) -> None:
+    """Raise RuntimeError naming a matrix that lost all its weights, which the masks would hide: they fill their pattern up."""
+    for name, weight in prunable_weights(model).items():
+        alive = (weight.detach() != 0).reshape(-1, *weight.shape[-2:]).flatten(1).any(1)
+        if not alive.all():
+            erased = f"{int((~alive).sum())} of {len(alive)} matrices have no weight left"
+            raise RuntimeError(f"{name}: {erased}; every expert needs calibration tokens (moe_calibrate_all_experts)")
 
 
 @contextmanager

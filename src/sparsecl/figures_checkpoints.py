@@ -102,7 +102,10 @@ def learning_rate_sweep(learning_rate: pd.DataFrame, measure: str = "score") -> 
 
 def _rate_grid(rows: pd.DataFrame, arms: Sequence[Arm], column: str, scale: float) -> pd.DataFrame:
     """Means over domains: a row an arm, a column a learning rate."""
-    return scale * rows.pivot_table(index="arm", columns="learning_rate", values=column).loc[[arm.name for arm in arms]]
+    grid = scale * rows.pivot_table(index="arm", columns="learning_rate", values=column, dropna=False)
+    if not grid.notna().any(axis=None):
+        raise NothingToDraw(f"learning_rate: no value of {column!r}; draw the other measure (score or nll), or run 03_continual")
+    return grid.reindex([arm.name for arm in arms])
 
 
 def _rate_curves(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen: Collection[float]) -> Figure:
@@ -127,7 +130,7 @@ def _rate_curves(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen
 def _rate_numbers(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen: Collection[float], measure: str) -> Figure:
     """Arms downwards, learning rates across; the colours of both panels are on one scale."""
     figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 0.17 * len(arms) + 0.8), sharey=True)
-    limit = 100 if measure == "score" else max(grid.to_numpy().max() for grid in values.values())
+    limit = 100 if measure == "score" else max(float(np.nanmax(grid.to_numpy())) for grid in values.values())
     for axes, (title, grid) in zip(panels, values.items(), strict=True):
         labelled = grid.set_axis([arm.label for arm in arms]).set_axis([f"{rate:g}" for rate in grid.columns], axis=1)
         heat_map(axes, labelled, ".1f" if measure == "score" else ".2f", slant=0, vmin=0, vmax=limit, cmap="Blues")

@@ -29,10 +29,10 @@ MEASURES = {"forgetting": "forgetting (points)", "own": "own score (%)", "final"
 def _replicate_values(metrics: pd.DataFrame) -> pd.DataFrame:
     """Measures over domains, kind `all`: a row for every replicate, columns (measure, arm), in percent."""
     rows = main_rows(metrics)
-    rows = rows[(rows["kind"] == "all") & over_domains(rows) & rows["metric"].isin(MEASURES)]
+    rows = rows[(rows["kind"] == "all") & over_domains(rows) & rows["metric"].isin(MEASURES)].dropna(subset=["value"])
     if rows.empty:
         raise NothingToDraw(f"metrics: no rows {tuple(MEASURES)} over domains of kind 'all'; run 05_stats after 03_continual")
-    return 100 * rows.pivot_table(index="seed", columns=["metric", "arm"], values="value")
+    return 100 * rows.pivot_table(index="seed", columns=["metric", "arm"], values="value", dropna=False)
 
 
 @styled

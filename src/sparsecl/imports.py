@@ -6,12 +6,16 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def hidden(*packages: str) -> Iterator[None]:
-    """Let `packages` look not installed inside the block, unless they are imported already; afterwards all is as before."""
-    absent = [package for package in packages if package not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))
+def hidden(package: str, before: str = "") -> Iterator[None]:
+    """Let `package` look not installed inside the block, unless it is imported already; afterwards it is there as before.
+
+    `before` names one that asks for `package` only once, at its own start: where it has started already, nothing is hidden.
+    """
+    if package in sys.modules or before in sys.modules:
+        yield
+        return
+    sys.modules[package] = None
     try:
         yield
     finally:
-        for package in absent:
-            del sys.modules[package]
+        del sys.modules[package]

@@ -49,9 +49,8 @@ def registered_before_results(study: str, settings_sha256: str, root: Path = REP
             return RegistrationCheck(False, f"The registration {file} is not committed, or was changed since; commit it before any result.")
         results = _results_commits(root, study, settings_sha256)
         if not results:
-            return RegistrationCheck(
-                None, f"No table of {study} under the present settings is committed yet; the registration is ({registered[:10]})."
-            )
+            when = f"the registration was last changed in commit {registered[:10]}"
+            return RegistrationCheck(None, f"No table of {study} under the present settings is committed yet; {when}.")
         return _compare(root, registered, results)
     except _NoHistory as reason:
         return RegistrationCheck(None, f"Git cannot say whether the registration came before the results: {reason}.")

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
+from sparsecl.imports import hidden
 from sparsecl.items import Item
 from sparsecl.records import sha256_of
+
+with hidden("scipy", before="transformers"):  # transformers would import it for losses of object detection, which nobody uses here
+    from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 TRAINING_ITEMS = 20_000  # more lines change no merge of a vocabulary this small, but cost seconds

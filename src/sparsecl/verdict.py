@@ -51,7 +51,7 @@ def tests_table(
     Families carry their own name and are exploratory. Effect is Hedges' g_av. A test that cannot be computed adds the
     reason to its status.
     """
-    rows = []
+    rows, bootstrap = [], []
     for name, hypothesis in registration.hypotheses.items():
         rows += _contrast_rows(name, hypothesis_contrasts(metrics, registration, hypothesis), registration.status)
         if isinstance(hypothesis, TopologyHypothesis):
@@ -59,9 +59,10 @@ def tests_table(
             continue
         rows += _contrast_rows(f"{name} beside", beside_contrasts(metrics, registration, hypothesis), registration.status)
         if items is not None and hypothesis.improved.metric == "forgetting":
-            rows += _bootstrap_rows(name, hypothesis, metrics, registration, items)
+            bootstrap += _bootstrap_rows(name, hypothesis, metrics, registration, items)
     for family in registration.families:
         rows += _contrast_rows(family, family_contrasts(metrics, registration, family), "exploratory")
+    rows += bootstrap
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)
 
 

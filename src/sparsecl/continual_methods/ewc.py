@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -74,7 +74,7 @@ class ElasticWeightConsolidation(Method):
             with safe_open(path, "pt") as file:
                 self._fisher = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
                 self._domains = tuple(name for name in file.metadata()["domains"].split("\n") if name)
-        except Exception as error:  # safetensors raises its own errors, OSError and KeyError
+        except (SafetensorError, OSError, KeyError, TypeError) as error:  # TypeError: a file without metadata
             raise BrokenFile(f"{path} is no state of ewc ({error}); delete the stage's folder and run the same command again") from error
 
 
