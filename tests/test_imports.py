@@ -1,5 +1,6 @@
 """Hidden packages: absent inside the block, importable after it, and never taken from who has them already."""
 
+import importlib
 import sys
 
 import pytest
@@ -22,15 +23,13 @@ def packages(tmp_path, monkeypatch):
 
 def test_a_hidden_package_looks_not_installed_and_can_be_imported_afterwards(packages):
     with hidden("optional_part"):
-        import asks_for_it
+        asks_for_it = importlib.import_module("asks_for_it")
     assert not asks_for_it.found
-    import optional_part
-
-    assert optional_part.__name__ == "optional_part"
+    assert importlib.import_module("optional_part").__name__ == "optional_part"
 
 
 def test_an_imported_package_is_not_hidden(packages):
-    import optional_part
+    optional_part = importlib.import_module("optional_part")
 
     with hidden("optional_part"):
         assert sys.modules["optional_part"] is optional_part
@@ -39,9 +38,7 @@ def test_an_imported_package_is_not_hidden(packages):
 def test_nothing_is_hidden_from_who_has_asked_already(packages):
     sys.modules["asks_for_it"] = sys  # any module: its import is over
     with hidden("optional_part", before="asks_for_it"):
-        import optional_part
-
-        assert optional_part.__name__ == "optional_part"
+        assert importlib.import_module("optional_part").__name__ == "optional_part"
 
 
 def test_a_failing_import_leaves_nothing_hidden(packages):
