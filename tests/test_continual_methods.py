@@ -277,7 +277,10 @@ def test_ewc_sums_the_fishers_of_finished_domains_and_anchors_where_the_stage_st
         chosen = [part[i] for i in generator(7, 0, f"fisher-{DOMAINS[number]}").choice(130, 24, replace=False)]
         fisher = diagonal_fisher(model, chosen, None)
         expected = fisher if expected is None else {name: values + fisher[name] for name, values in expected.items()}
-        assert stage.extra_tokens == (0 if number == 2 else sum(len(row.ids) for row in chosen))  # no stage follows the last
+        assert (stage.extra is None) == (number == 2)  # no stage follows the last
+        if stage.extra is not None:
+            assert stage.extra.tokens == sum(len(row.ids) for row in chosen)
+            assert stage.extra.predicted == stage.extra.tokens - len(chosen)
 
 
 def test_ewc_moves_important_weights_less(model, rows):

@@ -14,7 +14,7 @@ from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
 from sparsecl.config import VALIDATION
 from sparsecl.continual_methods import Method, Stage, StageContext, method_of
-from sparsecl.costs import training_costs
+from sparsecl.costs import extra_costs, total_costs, training_costs
 from sparsecl.examination import Examination
 from sparsecl.experiment import Experiment
 from sparsecl.lineage import ArmCheckpoint, load_arm
@@ -97,7 +97,8 @@ def _run_stage(
     context = _context(experiment, base, stream, number)
     with method.stage(model, start.masks, context) as stage:
         curve, costs = _train_stage(experiment, examination, stream, model, start, stage, domain)
-    costs["tokens"] += stage.extra_tokens
+    if stage.extra is not None:
+        costs = total_costs([extra_costs(experiment.study, model, start.masks, stage.extra, stage.extra_seconds), costs])
     is_main = stream.is_main(experiment.study)
     scores = examination.at_stage_end(model, domain, is_last, is_main)
     kept = {group: score for group, score in scores.items() if is_main and (is_last or group[0] == domain)}
@@ -150,7 +151,7 @@ def _train_stage(
         masks=stage.masks, update_masks=start.update_masks, penalty=stage.penalty, dtype=study.dtype,
         after_step=measure if has_curve else None,
     )  # fmt: skip
-    costs = training_costs(study, model, start.masks, log, start.update_masks)
+    costs = training_costs(study, model, start.masks, log, start.update_masks, stage.adapter_rank)
     return curve, costs | ({} if start.update_masks else {"trainable": stage.trainable})
 
 

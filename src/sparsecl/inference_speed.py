@@ -1,13 +1,14 @@
-"""What sparse weights gain at inference: dense against sparse kernels, measured (H2; paper, section Efficiency).
+"""What sparse weights gain at inference: the same weights run dense and in sparse formats (H2; paper, section Efficiency).
 
-A *stack* is a way to run the same weights: `dense` multiplies the zeros too; `semi-structured` is PyTorch's 2:4 format,
-which has CUDA kernels only; `block-sparse` is PyTorch's BSR format. The theoretical gain of the pruned layers is the
-inverse of their density. Where a stack has no kernel for a topology, a device or a dtype, its row says so and holds no time.
+A *stack* is a format with its kernels: `dense` multiplies the zeros too; `csr` is PyTorch's compressed rows, for any mask;
+`bsr` its compressed blocks; `semi-structured` its 2:4 format, which has CUDA kernels only. Where a stack has no kernel for a
+device or a dtype, its row says why and holds no time. The passes of all stacks take turns, so that what else the machine
+does falls on all of them, and the gain is the median of the paired ratios.
 """
 
 import copy
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,91 +16,132 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sparsecl.arms import Arm
-from sparsecl.masks import prunable_weights
+from sparsecl.experiment import Experiment
+from sparsecl.flops import Consumption, linear_weights, same, training_flops
+from sparsecl.lineage import ArmCheckpoint
+from sparsecl.masks import Masks, prunable_weights
 from sparsecl.records import Stopwatch
+from sparsecl.settings import Model
 from sparsecl.topologies import Blocks, parse_topology
 
-DENSE, SEMI_STRUCTURED, BLOCK_SPARSE = "dense", "semi-structured", "block-sparse"
-REPETITIONS = 7  # the median of these; the first pass is not counted
+DENSE = "dense"
+REPETITIONS = 7  # rounds of one pass a stack; a first one warms up and is not counted
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is passed through the model: `rows` rows of `tokens` tokens at once."""
+    """What is passed through the model at once: `rows` rows of `tokens` tokens."""
 
     rows: int
     tokens: int
 
+    def consumption(self) -> Consumption:
+        tokens = self.rows * self.tokens
+        return Consumption(tokens, tokens * self.tokens, tokens)
 
-LOADS = (Load(1, 1), Load(16, 32))  # latency of a decoding step, throughput of scoring
+
+LOADS = (Load(1, 1), Load(8, 32))  # latency of one token, throughput of a batch
+
+
+def in_blocks(weight: Tensor, arm: Arm) -> Tensor:
+    size = parse_topology(arm.topology).size
+    return weight.to_sparse_bsr((size, size))
+
+
+FORMATS: Mapping[str, Callable[[Tensor, Arm], Tensor]] = {
+    "csr": lambda weight, arm: weight.to_sparse_csr(),
+    "bsr": in_blocks,
+    "semi-structured": lambda weight, arm: torch.sparse.to_sparse_semi_structured(weight),
+}
 
 
 def stacks_of(arm: Arm) -> tuple[str, ...]:
-    """The stacks whose format could hold the weights of an arm; of others there is no kernel to look for."""
-    if not arm.is_sparse:
-        return (DENSE,)
+    """The formats that could hold the weights of a sparse arm."""
     if isinstance(parse_topology(arm.topology), Blocks):
-        return DENSE, BLOCK_SPARSE
-    return (DENSE, SEMI_STRUCTURED) if arm.topology == "2of4" else (DENSE,)
+        return "csr", "bsr"
+    return ("csr", "semi-structured") if arm.topology == "2of4" else ("csr",)
 
 
-def converted_to(model: nn.Module, arm: Arm, stack: str) -> nn.Module:
-    """A copy of `model` whose pruned weights are in the stack's format. RuntimeError where PyTorch has none for device or dtype."""
-    converted = copy.deepcopy(model).eval()
-    if stack == DENSE:
-        return converted
-    for name, weight in prunable_weights(converted).items():
-        module = converted.get_submodule(name.rpartition(".")[0])
-        if stack == SEMI_STRUCTURED:
-            sparse = torch.sparse.to_sparse_semi_structured(weight.detach())
-        else:
-            size = parse_topology(arm.topology).size
-            sparse = weight.detach().to_sparse_bsr((size, size))
-        module.weight = nn.Parameter(sparse, requires_grad=False)
-    return converted
+def inference_table(experiment: Experiment, checkpoints: Sequence[ArmCheckpoint]) -> list[dict]:
+    """Rows of inference.csv of a replicate; empty where no recovered arm is sparse."""
+    measured = measured_arms([checkpoint.arm for checkpoint in checkpoints])
+    shape = experiment.study.model
+    return [
+        row
+        for found in checkpoints
+        if found.arm in measured
+        for row in inference_rows(found.model, found.arm, found.masks, shape, experiment.replicate, experiment.device)
+    ]
 
 
-@torch.no_grad()
-def seconds_of(model: nn.Module, ids: Int[Tensor, "rows tokens"]) -> float:
-    """Median seconds of a forward pass, the head included."""
-    found = []
-    for _ in range(REPETITIONS + 1):
-        _wait(ids)
-        watch = Stopwatch()
-        model(ids, use_cache=False)
-        _wait(ids)
-        found.append(watch.seconds())
-    return statistics.median(found[1:])
+def measured_arms(arms: Sequence[Arm]) -> list[Arm]:
+    """One arm a topology, by the main algorithm: speed depends on where the zeros are, not on how they came there."""
+    return [arm for arm in arms if arm.name == f"S1-{arm.topology}"]
 
 
-def _wait(ids: Tensor) -> None:
-    if ids.is_cuda:
-        torch.cuda.synchronize(ids.device)
+def converted(model: nn.Module, arm: Arm, stack: str) -> nn.Module:
+    """A copy of `model` with its pruned weights in the stack's format; RuntimeError where PyTorch has none for device or dtype."""
+    model = copy.deepcopy(model).eval()
+    for name, weight in prunable_weights(model).items():
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        layer.weight = nn.Parameter(FORMATS[stack](weight.detach(), arm), requires_grad=False)
+    return model
 
 
-def inference_rows(model: nn.Module, arm: Arm, density: float, seed: int | str, device: str) -> Iterator[dict]:
-    """Rows of inference.csv for one arm; `density` is the attained one of its pruned layers.
+def inference_rows(model: nn.Module, arm: Arm, masks: Masks, shape: Model, seed: int | str, device: str) -> Iterator[dict]:
+    """Rows of inference.csv for one arm; `gain_theoretical` is the dense FLOPs of a pass over those with masked weights free.
 
-    `seconds` and `tokens_per_s` are absent where there is no kernel, and `kernel` says why.
+    `seconds` is the median of a pass and `gain_measured` the dense seconds over the stack's, absent where there is no kernel.
     """
-    vocabulary = model.config.vocab_size
-    for stack in stacks_of(arm):
-        for load in LOADS:
-            ids = torch.randint(vocabulary, (load.rows, load.tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+    for load in LOADS:
+        ids = torch.randint(model.config.vocab_size, (load.rows, load.tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
+        dense = copy.deepcopy(model).eval()
+        for stack in stacks_of(arm):
             try:
-                seconds, kernel = seconds_of(converted_to(model, arm, stack), ids), "measured"
+                pairs, kernel = paired_seconds(dense, converted(model, arm, stack), ids), "measured"
             except (RuntimeError, NotImplementedError) as error:
-                seconds, kernel = None, f"no kernel: {str(error).splitlines()[0][:120]}"
+                pairs, kernel = [], f"no kernel: {str(error).splitlines()[0][:100]}"
             yield {
                 "arm": arm.name,
                 "stack": stack,
                 "seed": seed,
                 "rows": load.rows,
                 "tokens": load.tokens,
-                "gain_theoretical": 1.0 if stack == DENSE else 1 / density,
-                "seconds": seconds,
-                "tokens_per_s": None if seconds is None else load.rows * load.tokens / seconds,
                 "kernel": kernel,
+                "gain_theoretical": theoretical_gain(shape, model.config.vocab_size, masks, load),
+                "gain_measured": statistics.median(a / b for a, b in pairs) if pairs else None,
+                "seconds_dense": statistics.median(a for a, _ in pairs) if pairs else None,
+                "seconds": statistics.median(b for _, b in pairs) if pairs else None,
                 "device": device,
                 "dtype": str(model.dtype).removeprefix("torch."),
             }
+
+
+def theoretical_gain(shape: Model, vocabulary: int, masks: Masks, load: Load) -> float:
+    """Forward FLOPs of the whole model, attention and head included, over those with masked weights free."""
+    everything = linear_weights(shape)
+    dense, sparse = (
+        training_flops(shape, vocabulary, load.consumption(), same(weights)).forward
+        for weights in (everything, everything - masks.size + masks.kept)
+    )
+    return dense / sparse
+
+
+@torch.no_grad()
+def paired_seconds(dense: nn.Module, sparse: nn.Module, ids: Int[Tensor, "rows tokens"]) -> list[tuple[float, float]]:
+    """Seconds of a forward pass, head included, of both models in turn."""
+    rounds = [tuple(_seconds(model, ids) for model in (dense, sparse)) for _ in range(REPETITIONS + 1)]
+    return rounds[1:]
+
+
+def _seconds(model: nn.Module, ids: Tensor) -> float:
+    _wait(ids)
+    watch = Stopwatch()
+    model(ids, use_cache=False)
+    _wait(ids)
+    return watch.seconds()
+
+
+def _wait(ids: Tensor) -> None:
+    if ids.is_cuda:
+        torch.cuda.synchronize(ids.device)

@@ -19,6 +19,7 @@ from sparsecl.tree import Tree, published
 ARM = ("arm", "topology", "algorithm", "density")
 RUN = (*ARM, "method", "order", "stage_steps", "base", "seed")
 SCORE = ("domain", "kind", "score", "n", "nll")
+INFERENCE_VALUES = ("gain_theoretical", "gain_measured", "seconds_dense", "seconds")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "accuracy": (*RUN, "stage", "stage_domain", *SCORE),
     "curves": (*RUN, "stage", "stage_domain", "step", "tokens", *SCORE),
@@ -40,6 +41,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "p_label",
         "ceiling",
     ),
+    "inference": ("arm", "seed", "stack", "rows", "tokens", "kernel", *INFERENCE_VALUES, "device", "dtype"),
     "chance": ("seed", "domain", "kind", "value"),
     "learning_rate": ("arm", "method", "learning_rate", "domain", "kind", "own", "final", "nll_own", "nll_final", "chosen"),
 }
@@ -58,6 +60,8 @@ NAMES = (
     "metric",
     "selection",
     "job",
+    "stack",
+    "kernel",
 )
 VALUES = (
     "score",
@@ -74,8 +78,9 @@ VALUES = (
     "null_label",
     "p_label",
     "ceiling",
+    *INFERENCE_VALUES,
 )
-MEASURED_TABLES = ("timings",)  # differ between two runs of the same study; every other table does not
+MEASURED_TABLES = ("timings", "inference")  # differ between two runs of the same study; every other table does not
 NOTEBOOKS = ("01_sparsify", "02_recover", "03_continual", "04_probe")
 TABLES_RECORD = "tables.json"
 

@@ -25,3 +25,9 @@ def stage_scores(accuracy: pd.DataFrame, arm: str, value: str = "score") -> pd.D
     """R[t, i] of one arm: stages down, domains across, over both kinds of item."""
     rows = accuracy[(accuracy["arm"] == arm) & (accuracy["kind"] == "all")]
     return rows.pivot_table(index=["stage", "stage_domain"], columns="domain", values=value, sort=False)
+
+
+def inference_view(rows: list[dict]) -> pd.DataFrame:
+    """Theoretical and measured gain of every arm, format and load; the kernel column says why there is none."""
+    shown = ["arm", "stack", "rows", "tokens", "gain_theoretical", "gain_measured", "kernel"]
+    return pd.DataFrame(rows, columns=shown).set_index(shown[:4]).round({"gain_theoretical": 2, "gain_measured": 3})

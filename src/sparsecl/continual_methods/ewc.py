@@ -19,9 +19,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsecl.continual_methods.method import Method, Stage, StageContext, trainable_parameters
+from sparsecl.flops import Consumption, consumption_of
 from sparsecl.masks import Masks
 from sparsecl.method_settings import Ewc
-from sparsecl.records import BrokenFile, write_atomically
+from sparsecl.records import BrokenFile, Stopwatch, write_atomically
 from sparsecl.tokenizer import Row
 from sparsecl.training import Penalty, pad_rows, token_weights
 
@@ -54,16 +55,18 @@ class ElasticWeightConsolidation(Method):
         stage = Stage(rows, context.plan(rows, context.batch), masks, trainable_parameters(model, masks), penalty)
         yield stage
         if not context.is_last:
-            stage.extra_tokens = self._consolidate(model, rows, masks, context)
+            watch = Stopwatch()
+            stage.extra = self._consolidate(model, rows, masks, context)
+            stage.extra_seconds = watch.seconds()
 
-    def _consolidate(self, model: nn.Module, rows: Sequence[Row], masks: Masks | None, context: StageContext) -> int:
-        """Add the Fisher of the finished domain; return the tokens that took."""
+    def _consolidate(self, model: nn.Module, rows: Sequence[Row], masks: Masks | None, context: StageContext) -> Consumption:
+        """Add the Fisher of the finished domain; return what that passed forward and backward, the head at every token but the last."""
         count = min(self._settings.fisher_rows, len(rows))
         chosen = [rows[index] for index in context.generator(f"fisher-{context.domain}").choice(len(rows), count, replace=False)]
         fisher = diagonal_fisher(model, chosen, masks)
         self._fisher = {name: values + self._fisher[name] if self._fisher else values for name, values in fisher.items()}
         self._domains = (*context.earlier, context.domain)
-        return sum(len(row.ids) for row in chosen)
+        return consumption_of([(len(row.ids), 1) for row in chosen], prompt_weight=0.0)
 
     def save_state(self, path: Path) -> None:
         write_atomically(path, lambda temporary: save_file(self._fisher, temporary, metadata={"domains": "\n".join(self._domains)}))

@@ -32,7 +32,8 @@ class LowRankAdaptation(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed(f"lora-{context.domain}"))
             adapted = add_adapters(model, masks, self._settings)
-            stage = Stage(rows, context.plan(rows, context.batch), None, trainable_parameters(model, None))
+            trainable, rank = trainable_parameters(model, None), self._settings.rank
+            stage = Stage(rows, context.plan(rows, context.batch), None, trainable, adapter_rank=rank)
             yield stage
         merge_adapters(adapted, masks, f"merging the adapters of {context.domain}")
         stage.sparsity = sparsities(model, stage.trainable)

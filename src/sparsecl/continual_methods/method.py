@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from sparsecl.flops import Consumption
 from sparsecl.masks import Masks
 from sparsecl.tokenizer import Row
 from sparsecl.training import Penalty, plan_batches
@@ -38,14 +39,16 @@ class StageContext:
 
 @dataclass
 class Stage:
-    """What to train on and how; the last two fields are known when the stage has ended."""
+    """What to train on and how; `extra`, its seconds and `sparsity` are known when the stage has ended."""
 
     rows: Sequence[Row]
     plan: list[np.ndarray]  # indices into `rows`, one array a step
     masks: Masks | None  # for `train`; None where the arm is dense or the method itself keeps the masks
     trainable: int  # parameters that move
     penalty: Penalty | None = None  # nats, added to the loss of every step
-    extra_tokens: int = 0  # tokens passed forward and backward beyond the training itself
+    adapter_rank: int | None = None  # of adapters that train in place of the weights
+    extra: Consumption | None = None  # what is passed forward and backward beyond the training itself
+    extra_seconds: float = 0.0  # what that took
     sparsity: dict[str, float] = field(default_factory=dict)  # share of zeros, where the method has more than one answer
 
 
