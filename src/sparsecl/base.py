@@ -1,6 +1,6 @@
 """The dense base D0 of a replicate: tokenizer, pretraining, checkpoint (paper, section Models)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -24,9 +24,13 @@ class Base:
     tokenizer: PreTrainedTokenizerFast
     key: str  # of the unit; upstream of all that follows
     costs: dict  # of its pretraining, as `costs.training_costs` gives them
+    _encoded: dict[tuple, list[Row]] = field(default_factory=dict, repr=False, compare=False)
 
     def rows(self, items: tuple[Item, ...], max_length: int) -> list[Row]:
-        return encode(self.tokenizer, items, max_length)
+        """The items tokenised, once: every arm trains on the same ones."""
+        if (items, max_length) not in self._encoded:
+            self._encoded[items, max_length] = encode(self.tokenizer, items, max_length)
+        return self._encoded[items, max_length]
 
 
 def base_key(experiment: Experiment) -> str:
