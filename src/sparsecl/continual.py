@@ -20,6 +20,7 @@ from sparsecl.experiment import Experiment
 from sparsecl.lineage import ArmCheckpoint, load_arm
 from sparsecl.methods import FULL, JOINT, REFERENCES
 from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
+from sparsecl.published_replicates import published_learning_rates
 from sparsecl.records import read_record, sha256_of_json, write_record
 from sparsecl.settings import Optimisation
 from sparsecl.stream_tables import score_rows_of, stream_tables, sweep_rows
@@ -156,12 +157,15 @@ def _train_stage(
 
 
 def chosen_learning_rates(experiment: Experiment) -> Mapping[str, float] | None:
-    """The learning rate of every method: the only one of the grid, or what the validation replicate chose."""
+    """The learning rate of every method: the only one of the grid, or what the validation replicate chose, here or as published."""
     settings = experiment.study.continual
     if experiment.replicate == VALIDATION:
         return None
     if not experiment.study.needs_validation():
         return dict.fromkeys(experiment.study.swept(), settings.learning_rates[0])
+    chosen_here = experiment.tree.find(experiment.tree.replicate(VALIDATION), "03_continual.json") is not None
+    if not chosen_here and (rates := published_learning_rates(experiment.study)) is not None:
+        return rates
     return experiment.require("03_continual", VALIDATION)["learning_rates"]
 
 
