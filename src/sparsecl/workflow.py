@@ -218,7 +218,8 @@ class Publication:
     """Publishes the complete replicates whenever one more is finished, so that a long run that is lost loses little."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._known = plan, self._finished()
+        self._plan = plan
+        self._known = self._finished()
 
     def _finished(self) -> set[int | str]:
         """Replicates whose last record is there; reads no file, for it is asked twice a second."""
