@@ -45,8 +45,9 @@ def tables():
 @pytest.fixture(scope="module")
 def verdicts():
     sentence = "undecided (forgetting -5.1 [-10.8, +0.6])"
-    h1 = SimpleNamespace(letter="undecided", sentence=sentence, missing_controls=("Dnz-0.5",), planned_replicates=12)
-    h2 = SimpleNamespace(letter="C", sentence="refuted", missing_controls=(), planned_replicates=None)
+    nothing = {"contrasts": (), "effects": ()}
+    h1 = SimpleNamespace(letter="undecided", sentence=sentence, missing_controls=("Dnz-0.5",), planned_replicates=12, **nothing)
+    h2 = SimpleNamespace(letter="C", sentence="refuted", missing_controls=(), planned_replicates=None, **nothing)
     return {"H1": h1, "H2": h2}
 
 
@@ -164,7 +165,9 @@ def test_verdicts_by_hypothesis_and_without_one_the_first(values):
 
 def test_tables_have_equally_many_cells_in_every_row(study, tables):
     made = paper_tables.part_tables(study, tables, {("medical", "ability"): 0.55})
-    assert set(made) == {"settings", "costs", "metrics", "losses", "domains", "conversion", "topologies", "algorithms"}
+    assert set(made) == {
+        "settings", "costs", "efficiency", "fractions", "metrics", "losses", "domains", "conversion", "topologies", "algorithms",
+    }  # fmt: skip
     for name, text in made.items():
         rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
         assert len({row.count(" & ") for row in rows}) == 1, name

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sparsecl.arms import DENSE_LINEAGES, SPARSE_LINEAGES, Arm, parse_arm
+from sparsecl.arms import DENSE_LINEAGES, MASKED_UPDATES, SPARSE_LINEAGES, Arm, parse_arm
 from sparsecl.comparisons import freedom
 from sparsecl.intervals import t_interval
 from sparsecl.protocol import main_protocol
@@ -130,7 +130,7 @@ def arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
 
 def streamed_arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
     """Arms of a stream's table: dense ones, recovered ones from the freest topology to the coarsest, then the controls of these."""
-    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *SPARSE_LINEAGES]
+    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *MASKED_UPDATES, *SPARSE_LINEAGES]
 
     def place(arm: Arm) -> tuple:
         within = freedom(arm.topology) if arm.name == f"S1-{arm.topology}" else (lineages.index(arm.lineage),)

@@ -78,6 +78,17 @@ def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None
         "layer_overlap": (figures.layer_overlap, ("overlap",)),
         "learning_rate_sweep": (figures.learning_rate_sweep, ("learning_rate",)),
         "loss_forgetting": (figures.loss_forgetting, ("accuracy", "curves")),
+        "controls": (lambda metrics: figures.controls(metrics, margin), ("metrics",)),
+        "efficiency_plane": (figures.efficiency_plane, ("metrics",)),
+        "forgetting_by_topology": (figures.forgetting_by_topology, ("accuracy",)),
+        "learned_forgotten_frontier": (figures.learned_forgotten_frontier, ("metrics",)),
+        "forgetting_by_order": (lambda metrics: figures.forgetting_by_order(metrics, margin=margin), ("metrics",)),
+        "dose_response": (figures.dose_response, ("metrics",)),
+        "crossover": (figures.crossover, ("curves", "accuracy", "timings")),
+        "methods_plane": (figures.methods_plane, ("metrics",)),
+        "retention_by_domain": (figures.retention_by_domain, ("metrics", "accuracy")),
+        "learning_rate_methods": (figures.learning_rate_methods, ("learning_rate",)),
+        "inference_speed": (figures.inference_speed, ("inference",)),
     }
     found = {}
     for name in sorted(known if names is None else names):
@@ -109,9 +120,10 @@ def write_part(
     """
     folder = Path(directory) / part
     shutil.rmtree(folder, ignore_errors=True)  # a figure of an earlier run must not pass for one of this run
-    values = part_values(study, tables, verdict, _registration_facts(registration))
+    statements = {name: hypothesis.statement for name, hypothesis in getattr(registration, "hypotheses", {}).items()}
+    values = part_values(study, tables, verdict, _registration_facts(registration), statements)
     write_text(folder / "values.tex", values_tex(part, values))
-    for name, text in part_tables(study, tables, chance).items():
+    for name, text in part_tables(study, tables, chance, verdict, statements).items():
         write_text(folder / "tables" / f"{name}.tex", text)
     shown = figures_of(part)
     if drawn is None:

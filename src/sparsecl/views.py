@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from sparsecl.items import Suite
+from sparsecl.items import GENERAL, Suite
+from sparsecl.protocol import main_protocol
 
 
 def sample_items(suite: Suite, per_kind: int = 2) -> pd.DataFrame:
@@ -19,6 +20,21 @@ def checkpoint_metrics(rows: list[dict]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     frame = frame[~frame["metric"].str.startswith("recovery/")]
     return frame.pivot_table(index="arm", columns="metric", values="value", sort=False)
+
+
+def main_streams(tables: dict[str, list[dict]], stage_steps: int) -> dict[str, pd.DataFrame]:
+    """Accuracy and curves of the main protocol, of one replicate; `stage_steps` is the study's own stage length."""
+    frames = {name: pd.DataFrame(tables[name]) for name in ("accuracy", "curves")}
+    return {name: main_protocol(frame, stage_steps=stage_steps) for name, frame in frames.items()}
+
+
+def stream_ends(accuracy: list[dict]) -> pd.DataFrame:
+    """Mean score over the domains at the end of every stream of a replicate: arms down, methods, orders and stage lengths beside them."""
+    frame = pd.DataFrame(accuracy)
+    keys = ["arm", "method", "order", "stage_steps"]
+    last = frame["stage"] == frame.groupby(keys)["stage"].transform("max")
+    rows = frame[last & (frame["kind"] == "all") & (frame["domain"] != GENERAL)]
+    return rows.groupby(keys)[["score", "nll"]].mean()
 
 
 def stage_scores(accuracy: pd.DataFrame, arm: str, value: str = "score") -> pd.DataFrame:

@@ -1,0 +1,412 @@
+"""Every derived number of a study follows from its tables alone: each is computed again by an independent route and compared.
+
+The route is in `recomputation` (measures), `recomputation_statistics` (tests, verdicts) and `recomputation_streams` (frontier,
+orders, crossover); these import nothing of the package, which is imported here for the comparison only. Sources are all
+committed tables, partial publications too, and the planted ones of `example_streams`, which hold every kind of stream. Of large
+tables a sample of runs is taken, another one for each table.
+"""
+
+import ast
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from example_streams import example_streams
+from recomputation import Run, main_runs, means_over_items, means_over_kinds, metrics, place, read, rows, run_of, tidied
+from recomputation_statistics import anova, bootstrapped_forgetting, curves_of_forgetting, difference, holm, spread, values_of, verdicts
+from recomputation_streams import agreement, frontier_distances, last_crossing, order_cells, stream_curves, variance_components
+from scipy import stats
+
+from sparsecl.number_formats import count, nats, p_value, points
+from sparsecl.preregistration import Preregistration, exploratory_analysis
+from sparsecl.tree import REPOSITORY
+
+EXAMPLE = "example streams"
+RESULTS = REPOSITORY / "results"
+SOURCES = (*sorted(path.parent.name for path in RESULTS.glob("*/published.json")), EXAMPLE)
+SAMPLED = 60  # runs of a table
+LATER = {"gain", "joint_efficiency_executed", "joint_efficiency_theoretical"}  # tables published before these were measured lack them
+DISTURBED = 1e-12  # of itself; a number on the edge of rounding may be printed either way
+
+
+@dataclass(frozen=True)
+class Source:
+    """One study's tables, as the recomputation reads them and as the package does."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return RESULTS / self.name
+
+    @cached_property
+    def study(self):
+        from sparsecl.study_files import load_study
+
+        return load_study("builtin-full" if self.name == EXAMPLE else self.name)
+
+    @cached_property
+    def theirs(self) -> dict[str, pd.DataFrame]:
+        from sparsecl.tables import read_table, read_tables
+        from sparsecl.verdict import tests_table
+
+        tables = example_streams() if self.name == EXAMPLE else read_tables(self.folder)
+        if (self.folder / "tests.csv").is_file():
+            return tables | {"tests": read_table("tests", self.folder)}
+        made = (tables["metrics"], Preregistration.model_validate(self.registration), tables.get("items"), tables["accuracy"])
+        return tables | {"tests": tests_table(*made)}
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        if self.name == EXAMPLE:
+            return {name: tidied(frame) for name, frame in self.theirs.items()}
+        paths = [path for path in self.folder.iterdir() if path.suffix in (".csv", ".parquet")]
+        return {"tests": tidied(self.theirs["tests"])} | {path.stem: read(path) for path in paths}
+
+    @cached_property
+    def registration(self) -> dict:
+        """The registration, without hypotheses whose arms these tables lack; for the example with its numbers of replicates."""
+        path = REPOSITORY / "paper" / "preregistration" / f"{self.study.name}.yaml"
+        if not path.is_file():
+            return exploratory_analysis(self.name, measure={"score": "score", "nll": "loss"}[self.study.measure]).model_dump(mode="json")
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if self.name == EXAMPLE:
+            for hypothesis in found["hypotheses"].values():
+                hypothesis["replicates"] = 6
+                for contrast in hypothesis.get("contrasts", ()):
+                    contrast |= {"replicates": 3} if "replicates" in contrast else {}
+            return found
+        streamed = set(read(self.folder / "metrics.csv")["arm"])
+        return found | {"hypotheses": {name: h for name, h in found["hypotheses"].items() if needed_arms(h) <= streamed}}
+
+    @cached_property
+    def values(self):
+        return values_of(self.tables["metrics"])
+
+    def sampled(self, table: str) -> pd.DataFrame:
+        """Keys of some of the runs of a table."""
+        keys = self.tables[table][list(Run._fields)].drop_duplicates()
+        generator = np.random.default_rng(zlib.crc32(f"{self.name}/{table}".encode()))
+        return keys.iloc[np.sort(generator.permutation(len(keys))[:SAMPLED])]
+
+
+def needed_arms(hypothesis: Mapping) -> set[str]:
+    """The arms without which a hypothesis has no test."""
+    main = [contrast for contrast in hypothesis.get("contrasts", ()) if contrast.get("role") == "main"]
+    return {*hypothesis.get("arms", ()), *(contrast[arm] for contrast in main for arm in ("treatment", "control"))}
+
+
+@lru_cache
+def source_of(name: str) -> Source:
+    return Source(name)
+
+
+@pytest.fixture(params=SOURCES)
+def source(request) -> Source:
+    return source_of(request.param)
+
+
+def agrees(value: float, again: float, tolerance: float = 1e-9) -> bool:
+    return (math.isnan(value) and math.isnan(again)) or math.isclose(value, again, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def disagreements(theirs: Mapping, ours: Mapping, tolerance: float = 1e-9) -> list[str]:
+    """Every key whose values differ, in words."""
+    return [f"{key}: {value!r}, again {ours[key]!r}" for key, value in theirs.items() if not agrees(value, ours[key], tolerance)]
+
+
+def test_the_route_is_independent():
+    folder = Path(__file__).parent
+    for module in ("recomputation", "recomputation_statistics", "recomputation_streams"):
+        tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
+        imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not {name for name in imported if name.split(".")[0] not in {*OUTSIDE, "recomputation"}}
+
+
+OUTSIDE = {"collections", "dataclasses", "itertools", "math", "pathlib", "types", "typing", "numpy", "pandas", "scipy"}
+
+
+def test_scores_are_means_over_items(source):
+    items = means_over_items(source.tables["items"])
+    accuracy = {
+        (*run_of(row), int(row.stage), row.domain, row.kind): (row.score, row.nll, row.n) for row in rows(source.tables["accuracy"])
+    }
+    assert items and set(items) <= set(accuracy)
+    wrong = []
+    for key, (score, loss, number) in items.items():
+        again = accuracy[key]
+        same_loss = source.name == EXAMPLE or agrees(again[1], loss)  # the example's losses are invented, of tables and items apart
+        if (not math.isnan(again[0]) and not agrees(again[0], score)) or not same_loss or again[2] != number:
+            wrong.append(f"{key}: {again}, of items {(score, loss, number)}")
+    assert not wrong, wrong[:5]
+
+
+@pytest.mark.parametrize("table", ["accuracy", "curves"])
+def test_all_is_the_mean_over_kinds(source, table):
+    frame = source.tables[table].merge(source.sampled(table))
+    again = means_over_kinds(frame)
+    found = {place(row): (row.score, row.nll, row.n) for row in rows(frame[frame["kind"] == "all"])}
+    assert set(again) <= set(found)
+    assert {key[-1] for key in set(found) - set(again)} <= ({"general"} if source.name == EXAMPLE else set())
+    wrong = [f"{key}: {found[key]}, again {value}" for key, value in again.items() if not all(map(agrees, found[key], value))]
+    assert not wrong, wrong[:5]
+
+
+def test_metrics(source):
+    chosen, tables = source.sampled("metrics"), source.tables
+    written = {(run_of(row), row.domain, row.kind, row.metric): row.value for row in rows(tables["metrics"].merge(chosen))}
+    inputs = [tables["accuracy"].merge(chosen), tables["curves"].merge(chosen), tables["chance"], tables["cost"]]
+    every = [run_of(row) for row in rows(tables["metrics"][list(Run._fields)].drop_duplicates())]
+    unmeasured = LATER - set(tables["metrics"]["metric"])
+    again = {key: value for key, value in metrics(*inputs, main_runs(every)).items() if key[-1] not in unmeasured}
+    assert len(written) > 100 and set(written) == set(again), sorted(set(written) ^ set(again), key=str)[:5]
+    wrong = disagreements(written, again)
+    assert not wrong, (len(wrong), wrong[:5])
+
+
+def test_t_tests(source):
+    """Differences, intervals, p, Holm within the family, Hedges' g, and equivalence with the registered margins."""
+    table = source.tables["tests"]
+    margins = {
+        (name, metric["metric"]): metric.get("margin")
+        for name, hypothesis in source.registration["hypotheses"].items()
+        for metric in (hypothesis.get(place) for place in ("improved", "not_worse", "forgetting"))
+        if metric
+    }
+    checked, wrong = 0, []
+    for statement, family in table.groupby("hypothesis"):
+        if statement.endswith((" anova", " bootstrap")):
+            continue
+        found = {}
+        for row in rows(family):
+            paired = difference(source.values, *row.contrast.split(" - "), row.metric, source.registration["kind"])
+            found[row.contrast, row.metric] = (row, paired)
+        corrected = dict(zip(found, holm([paired.p for _, paired in found.values()]), strict=True))
+        for key, (row, paired) in found.items():
+            if statement.endswith(" equivalence"):
+                hypothesis = statement.removesuffix(" equivalence").removesuffix(" beside")
+                again = (paired.estimate, paired.narrow_low, paired.narrow_high, paired.p_equivalence(margins[hypothesis, row.metric]))
+                written = (row.estimate, row.ci_low, row.ci_high, row.p)
+            else:
+                again = (paired.estimate, paired.low, paired.high, paired.p, corrected[key], paired.g)
+                written = (row.estimate, row.ci_low, row.ci_high, row.p, row.p_corrected, row.effect)
+            checked += 1
+            if row.n != paired.n or not all(agrees(*pair, 1e-7) for pair in zip(written, again, strict=True)):
+                wrong.append(f"{statement}, {key}: {written} of {row.n}, again {again} of {paired.n}")
+    assert checked > 3 and not wrong, (len(wrong), wrong[:3])
+
+
+def test_every_registered_test_is_there(source):
+    """Contrasts whose arms were measured, none missing and none beyond what was registered."""
+    registration, written = source.registration, source.tables["tests"]
+    if set(written["status"]) <= {"exploratory"} and registration["status"] != "exploratory":
+        pytest.skip("these tests were made before the registration was written")
+    expected = set()
+    for name, hypothesis in registration["hypotheses"].items():
+        deciding = [hypothesis[place]["metric"] for place in ("improved", "not_worse", "forgetting") if place in hypothesis]
+        arms = hypothesis.get("arms", ())
+        pairs = [(a, b, "pair") for i, a in enumerate(arms) for b in arms[i + 1 :]]
+        pairs += [(c["treatment"], c["control"], c.get("role", "beside")) for c in hypothesis.get("contrasts", ())]
+        expected |= {(f"{name} beside" if pair[2] == "beside" else name, pair[:2], metric) for pair in pairs for metric in deciding}
+    tested = {(pair, metric) for _, pair, metric in expected}
+    leading = next(iter(registration["hypotheses"].values()))
+    for name, family in registration["families"].items():
+        pairs = [(c["treatment"], c["control"]) for c in family.get("contrasts") or leading["contrasts"]]
+        expected |= {(name, pair, metric) for pair in pairs for metric in family["metrics"] if (pair, metric) not in tested}
+    measured = {
+        (statement, f"{pair[0]} - {pair[1]}", label)
+        for statement, pair, label in expected
+        if difference(source.values, *pair, label, registration["kind"]) is not None
+    }
+    plain = written[~written["hypothesis"].str.endswith((" anova", " bootstrap", " equivalence"))]
+    assert set(plain[["hypothesis", "contrast", "metric"]].itertuples(index=False, name=None)) == measured
+
+
+def test_bootstrap(source):
+    """The estimate exactly, the interval as far as two random draws agree."""
+    bootstraps = source.tables["tests"][source.tables["tests"]["hypothesis"].str.endswith(" bootstrap")]
+    if bootstraps.empty:
+        pytest.skip("this study forgets by loss, which is not resampled")
+    for row in rows(bootstraps.head(1)):
+        again = bootstrapped_forgetting(
+            source.tables["items"], source.values, *row.contrast.split(" - "), draws=400, generator=np.random.default_rng(1)
+        )
+        assert agrees(row.estimate, again[0])
+        assert max(abs(row.ci_low - again[1]), abs(row.ci_high - again[2])) < 0.2 * (row.ci_high - row.ci_low)
+
+
+def test_anova(source):
+    written = source.tables["tests"][source.tables["tests"]["hypothesis"].str.endswith(" anova")]
+    if written.empty:
+        pytest.skip("no hypothesis about topologies")
+    hypothesis = source.registration["hypotheses"][written["hypothesis"].iloc[0].removesuffix(" anova")]
+    again = anova(curves_of_forgetting(source.tables["accuracy"], hypothesis["arms"], source.registration["kind"]))
+    table = written.set_index("contrast")
+    for place, effect in enumerate(("topology", "topology * stage")):
+        row = table.loc[effect]
+        pairs = [(row["estimate"], again.f[place]), (row["p"], again.p[place]), (row["effect"], again.eta[place])]
+        assert all(agrees(*pair, 1e-7) for pair in pairs) and agrees(row["p_corrected"], again.corrected[place], 1e-7), (effect, pairs)
+        assert row["n"] == again.n
+
+
+def letters_of(metrics: pd.DataFrame, accuracy: pd.DataFrame, registration: dict) -> dict[str, str]:
+    from sparsecl.verdict import compute_verdicts
+
+    found = compute_verdicts(metrics, Preregistration.model_validate(registration), accuracy)
+    return {name: verdict.letter for name, verdict in found.items()}
+
+
+def test_letters(source):
+    again = verdicts(source.tables["metrics"], source.tables["accuracy"], source.registration)
+    assert again and letters_of(source.theirs["metrics"], source.theirs["accuracy"], source.registration) == again
+
+
+# Two metrics of the leading hypothesis on three contrasts, by (mean difference of forgetting, of final) and their spread.
+PLANTED = [*product((-0.12, -0.06, 0.0, 0.06, 0.12), (-0.12, -0.03, 0.0, 0.12), (0.01, 0.03, 0.08))]
+
+
+def planted_metrics(generator: np.random.Generator, effects: tuple[float, float], sd: float, replicates: int) -> pd.DataFrame:
+    """Values over domains of all arms of H1; the controls differ a little among each other, and one may be level with the sparse arm."""
+    parts, own = [], {"method": "full", "order": "main", "stage_steps": 100, "domain": "", "kind": "all"}
+    for metric, base, effect in (("forgetting", 0.5, effects[0]), ("final", 0.4, effects[1])):
+        common = generator.normal(base, 0.05, replicates)
+        for arm in ("S1-2of4", "D1", "Dnz-0.5", "Df-0.5"):
+            share = 0.0 if arm == "D1" else generator.choice([0.0, 0.3, 1.0]) if arm.startswith("D") else 1.0
+            values = common + share * effect + generator.normal(0, sd, replicates)
+            parts.append(pd.DataFrame({"arm": arm, "seed": range(replicates), "metric": metric, "value": values} | own))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_letters_of_planted_effects():
+    """The rules of H1 on effects of every size and direction; every outcome occurs."""
+    generator, example = np.random.default_rng(4), source_of(EXAMPLE)
+    leading = dict(list(example.registration["hypotheses"].items())[:1])
+    registration = example.registration | {"hypotheses": leading}
+    found = []
+    for *effects, sd in PLANTED:
+        table = planted_metrics(generator, effects, sd, replicates=6)
+        again = verdicts(tidied(table), pd.DataFrame(), registration)
+        assert letters_of(table, None, registration) == again, (effects, sd)
+        found += again.values()
+    assert set(found) == {"A", "B", "C", "undecided"}
+
+
+@pytest.fixture(scope="module")
+def printed() -> Mapping[str, dict[str, str | None]]:
+    """The paper's values of every source."""
+    from sparsecl.paper_values import part_values
+
+    return {name: part_values(source_of(name).study, source_of(name).theirs) for name in SOURCES}
+
+
+def rounds_to(text: str, value: float, form, signed: bool = False) -> bool:
+    arguments = (True,) if signed else ()
+    return text in {form(value * (1 + shift), *arguments) for shift in (-DISTURBED, 0.0, DISTURBED)}
+
+
+def test_printed_measures(source, printed):
+    """Means, spreads, intervals and contrasts of the stream as the paper's text prints them."""
+    values, forms, checked, wrong = printed[source.name], {"loss_forgetting": nats, "loss_own": nats, "loss_final": nats}, 0, []
+
+    def compare(key: str, value: float, form, signed: bool = False) -> None:
+        nonlocal checked
+        if values.get(key) is not None:  # the paper names fewer arms and contrasts than a study may run
+            checked += 1
+            if not rounds_to(values[key], value, form, signed):
+                wrong.append(f"{key}: {values[key]}, again {value}")
+
+    for metric, kind in product(("forgetting", "own", "final", "bwt", "acc", *forms), ("all", "ability", "fact")):
+        form, name = forms.get(metric, points), metric + ("" if kind == "all" else f"-{kind}")
+        arms = {arm: list(found.values()) for (arm, *rest), found in source.values.items() if rest == [metric, kind]}
+        for arm, found in arms.items():
+            centre, sd, n = float(np.mean(found)), spread(found), len(found)
+            half = stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
+            for statistic, value in {"mean": centre, "sd": sd, "ci_low": centre - half, "ci_high": centre + half}.items():
+                compare(f"{name}/{arm}/{statistic}", value, form)
+            compare(f"{name}/{arm}/n", n, count)
+        for treatment, control in product(arms, arms):
+            paired = difference(source.values, treatment, control, f"{metric}/{kind}")
+            prefix = f"{name}/{treatment}-minus-{control}"
+            for statistic, value in {"estimate": paired.estimate, "ci_low": paired.low, "ci_high": paired.high}.items():
+                compare(f"{prefix}/{statistic}", value, form, signed=True)
+            compare(f"{prefix}/p", paired.p, p_value)
+            compare(f"{prefix}/g", paired.g, nats)
+    assert checked > 20 and not wrong, (len(wrong), wrong[:5])
+
+
+def with_several(source: Source, column: str) -> list[str]:
+    """Arms that ran full fine-tuning with several orders or stage lengths of one order."""
+    runs = source.tables["metrics"][list(Run._fields)].drop_duplicates()
+    runs = runs[(runs["method"] == "full") & ((runs["order"] == "main") | (column == "order"))]
+    several = runs.groupby(["arm", "seed"])[column].nunique().groupby("arm").max()
+    return sorted(several.index[several > 1])
+
+
+def test_frontier(source, printed):
+    """Mean vertical distances by numerical integration, in the package's table and as printed."""
+    from sparsecl.frontier import compare_frontiers, frontier_points
+
+    arms = with_several(source, "stage_steps")
+    if "S1-2of4" not in arms:
+        pytest.skip("one stage length only")
+    table, checked = frontier_points(source.theirs["metrics"]), 0
+    for control, outcome in product(sorted({"D1", "Dnz-0.5"} & set(arms)), ("forgetting", "final")):
+        again = frontier_distances(source.tables["metrics"], "S1-2of4", control, outcome)
+        found = compare_frontiers(table, "S1-2of4", control, outcome)
+        differences = {str(row.seed): row.difference for row in found.replicates.itertuples()}
+        assert set(differences) == set(again) and not disagreements(differences, again, tolerance=1e-5)
+        centre, n = float(np.mean(list(again.values()))), len(again)
+        half = stats.t.ppf(0.975, n - 1) * spread(list(again.values())) / math.sqrt(n)
+        prefix = f"frontier/S1-2of4-minus-{control}/{outcome}"
+        for statistic, value in {"estimate": centre, "ci_low": centre - half, "ci_high": centre + half}.items():
+            assert abs(number(printed[source.name][f"{prefix}/{statistic}"]) - 100 * value) < 0.051
+            checked += 1
+    assert checked >= 6
+
+
+def number(text: str) -> float:
+    """A number as the paper prints it."""
+    return float(text.replace("$-$", "-").replace("$+$", "").replace("{,}", ""))
+
+
+def test_orders(source):
+    """Variance components with intervals, and the agreement of topologies."""
+    from sparsecl.orders import order_cells as their_cells
+    from sparsecl.orders import topology_agreement
+    from sparsecl.orders import variance_components as their_components
+
+    arms = with_several(source, "order")
+    if not arms:
+        pytest.skip("one order only")
+    for arm, metric in product(arms, ("forgetting", "final")):
+        again = variance_components(order_cells(source.tables["metrics"], arm, metric))
+        found = their_components(their_cells(source.theirs["metrics"], arm, metric)).set_index("source")
+        for name, values in again.items():
+            assert all(map(agrees, found.loc[name, ["variance", "ci_low", "ci_high"]], values)), (arm, metric, name)
+    sparse = [arm for arm in arms if arm != "D1"]
+    found = topology_agreement(source.theirs["metrics"], sparse, draws=2)
+    assert all(map(agrees, (found.value, found.same_direction), agreement(source.tables["metrics"], sparse, "D1", "forgetting")))
+
+
+def test_crossover(source):
+    from sparsecl.crossover import crossovers, mean_curves
+
+    if source.tables["curves"]["score"].isna().all():
+        pytest.skip("no scores along the stages")
+    arms = ("S1-2of4", "D1")
+    steps = source.study.continual.stage_steps
+    found = crossovers(mean_curves(source.theirs["curves"], source.theirs["accuracy"], arms, stage_steps=steps), *arms)
+    ours, theirs = (stream_curves(source.tables["curves"], source.tables["accuracy"], arm) for arm in arms)
+    assert set(found["seed"].astype(str)) == set(ours) == set(theirs)
+    for row in found.itertuples():
+        again = last_crossing(ours[str(row.seed)], theirs[str(row.seed)])
+        assert (row.censored and math.isinf(again)) or agrees(row.step, again), (row, again)
