@@ -29,8 +29,9 @@ class _Count:
 
 
 def _line(count: _Count, elapsed: float, root: Path) -> str:
-    running = ", ".join(status["job"] for status in job_status.jobs(root, "running")) or "planning"
-    return f"jobs {count.done}/{count.total}  {_clock(elapsed)}  now: {running}"
+    running, failed = (", ".join(status["job"] for status in job_status.jobs(root, state)) for state in ("running", "failed"))
+    failures = f"  FAILED: {failed}" if failed else ""  # others go on; the messages stand in the summary
+    return f"jobs {count.done}/{count.total}  {_clock(elapsed)}  now: {running or 'planning'}{failures}"
 
 
 def _clock(seconds: float) -> str:
