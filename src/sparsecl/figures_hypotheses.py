@@ -33,6 +33,7 @@ from sparsecl.metrics import forgetting_by_stage, score_matrix
 MEASURES = {"forgetting": "forgetting (points)", "own": "own score (%)", "final": "final score (%)"}
 WITH_MARGIN = ("forgetting", "final")  # own decides nothing
 EFFICIENCY = {"joint_efficiency_executed": "white", "joint_efficiency_theoretical": None}  # colour inside the mark; None: the arm's
+COUNTED, COUNTS = {"marker": "h", "color": "0.45", "markersize": 6}, {"executed FLOPs": "white", "theoretical FLOPs": "0.45"}
 
 
 def controls_of(treatment: Arm) -> tuple[str, ...]:
@@ -92,7 +93,8 @@ def efficiency_plane(metrics: pd.DataFrame, beside: Sequence[str] = ("Sf-2of4",)
     Efficiency stands twice: per executed FLOP (hollow) and per theoretical one (filled), in which masked weights are free.
     """
     values = replicate_values(metrics, ("retention", "learning_speed", *EFFICIENCY))
-    names = [*main_arms(values["retention"]), *(name for name in beside if name in values["retention"])]
+    complete = set.intersection(*(set(values[metric]) for metric in values.columns.get_level_values("metric")))
+    names = [name for name in (*main_arms(values["retention"]), *beside) if name in complete]
     arms = streamed_arms_in(pd.DataFrame({"arm": list(dict.fromkeys(names))}), "metrics")
     figure, (left, right) = plt.subplots(1, 2, figsize=(TEXT_WIDTH, max(2.7, 0.27 * len(arms) + 0.9)), width_ratios=(1.15, 1))
     for arm in arms:
@@ -102,6 +104,9 @@ def efficiency_plane(metrics: pd.DataFrame, beside: Sequence[str] = ("Sf-2of4",)
     left.set(xlabel="learning speed (points, mean gain during a stage)", ylabel="retention (%)")
     _draw_efficiency(right, values, arms)
     right.set_yticks(range(len(arms)), labels_with_n(values["retention"], arms))
+    counts = [Line2D([], [], linestyle="", **COUNTED | {"markerfacecolor": fill, "label": label}) for label, fill in COUNTS.items()]
+    handles = [*arm_handles(arms, line=False), *counts]
+    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // 2), columnspacing=1.4, handletextpad=0.3)
     return figure
 
 
@@ -114,9 +119,6 @@ def _draw_efficiency(axes: Axes, values: pd.DataFrame, arms: Sequence[Arm]) -> N
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_xlabel("points gained per $10^{12}$ FLOPs")
-    marks = {"executed": "white", "theoretical": "0.35"}
-    handles = [Line2D([], [], marker="s", linestyle="", color="0.35", markerfacecolor=fill, label=name) for name, fill in marks.items()]
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.2)
 
 
 @styled
