@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when the package is imported; bars of two loops would mix
@@ -47,10 +47,10 @@ TRAINER, GROUPED = "Trainer", "Trainer, grouped by length"
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of training of the study: the rows of a turn are drawn from `rows`."""
+    """One kind of training of the study; turns draw their rows from `pools` one after the other (a stage trains on one domain)."""
 
     name: str
-    rows: Sequence[Row]
+    pools: Sequence[Sequence[Row]]
     settings: Optimisation
 
 
@@ -97,8 +97,8 @@ def seconds_of_trainer(model, case: Case, rows: Sequence[Row], tokenizer: PreTra
 
 def seconds_of_turn(study: Study, tokenizer, case: Case, number: int, folder: str) -> dict[str, float]:
     """Seconds of every variant on the same rows, each from the same weights."""
-    draw = np.random.default_rng(number)
-    chosen = [case.rows[index] for index in draw.choice(len(case.rows), case.settings.steps * case.settings.batch, replace=False)]
+    draw, pool = np.random.default_rng(number), case.pools[number % len(case.pools)]
+    chosen = [pool[index] for index in draw.choice(len(pool), case.settings.steps * case.settings.batch, replace=False)]
     sorted_plan = plan_batches([len(row.ids) for row in chosen], case.settings.steps, case.settings.batch, draw)
     random_plan = np.array_split(draw.permutation(len(chosen)), case.settings.steps)
     ours = {OURS: (sorted_plan, case.settings.prompt_weight), UNSORTED: (random_plan, case.settings.prompt_weight), ALL_LOGITS: (random_plan, 1.0)}
@@ -126,12 +126,14 @@ def throughput(study: Study, tokenizer, case: Case) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["training", "loop", "tokens/s", "ours is faster by", "low", "high", "at least"])
 
 
-def cases(study: Study, suite: Suite, tokenizer: PreTrainedTokenizerFast) -> Iterator[Case]:
+def cases(study: Study, suite: Suite, tokenizer: PreTrainedTokenizerFast) -> tuple[Case, Case]:
     length = study.tokenizer.max_length
-    stage = study.continual.stage(study.continual.learning_rates[0], STEPS)
-    for domain in suite.domains:
-        yield Case(f"stage {domain}", encode(tokenizer, suite.train[domain], length), stage)
-    yield Case("pretraining", encode(tokenizer, suite.pretraining, length), study.pretrain.model_copy(update={"steps": STEPS}))
+    stages = [encode(tokenizer, suite.train[domain], length) for domain in suite.domains]
+    everything = [encode(tokenizer, suite.pretraining, length)]
+    return (
+        Case("stages", stages, study.continual.stage(study.continual.learning_rates[0], STEPS)),
+        Case("pretraining", everything, study.pretrain.model_copy(update={"steps": STEPS})),
+    )
 
 
 def padding(study: Study, replicate: int) -> pd.Series:
@@ -157,11 +159,15 @@ def main() -> int:
     study = load_study("builtin")
     suite = build_suite(study, 0)
     tokenizer = train_tokenizer(suite.pretraining, study.tokenizer.vocabulary)
-    speed = pd.concat([throughput(study, tokenizer, case) for case in cases(study, suite, tokenizer)], ignore_index=True)
-    print(speed.round({"tokens/s": 0, "ours is faster by": 2, "low": 2, "high": 2}).to_string(index=False, na_rep="-"))
     shares = pd.concat([padding(study, replicate) for replicate in range(study.replicates)], axis=1)
     shares = pd.DataFrame({"padding, % of computed tokens": 100 * shares.mean(axis=1), "most of any replicate": 100 * shares.max(axis=1)})
-    print(shares.assign(limit=100 * MOST_PADDING).round(2).to_string())
+    print(shares.assign(limit=100 * MOST_PADDING).round(2).to_string(), flush=True)
+    tables = []
+    for case in cases(study, suite, tokenizer):
+        tables.append(throughput(study, tokenizer, case))
+        rounded = tables[-1].round({"tokens/s": 0, "ours is faster by": 2, "low": 2, "high": 2})
+        print(rounded.to_string(index=False, na_rep="-"), flush=True)
+    speed = pd.concat(tables)
     slow = speed[speed["ours is faster by"] < speed["at least"]]
     padded = shares[shares["most of any replicate"] >= 100 * MOST_PADDING]
     for missed in (*slow["training"].add(f": less than {LEAST_RATIO} times the Trainer's throughput"), *padded.index + ": too much padding"):

@@ -206,7 +206,9 @@ def _points(runs: Sequence[Run], inside: bool) -> pd.DataFrame:
     for run in runs:
         steps = [{"step": run.steps * point // CURVE_POINTS} for point in range(CURVE_POINTS + 1)] if inside else [{}]
         stages = list(enumerate(("", *run.domains)))[inside:]
-        rows += [{**run.keys, "main": run.is_main, "stage": stage, "stage_domain": name, **step} for stage, name in stages for step in steps]
+        rows += [
+            {**run.keys, "main": run.is_main, "stage": stage, "stage_domain": name, **step} for stage, name in stages for step in steps
+        ]
     return pd.DataFrame(rows)
 
 
@@ -277,11 +279,19 @@ def _inference(replicates: int, further: int, generator: np.random.Generator) ->
                 gain = None if gains is None else gains[number] * float(np.exp(generator.normal(0, 0.03)))
                 rows.append(
                     {
-                        "arm": arm, "seed": seed, "stack": stack, "rows": count, "tokens": tokens,
-                        "kernel": NO_KERNEL if gain is None else "measured", "gain_theoretical": 1 / _size(arm)[1], "gain_measured": gain,
-                        "seconds_dense": None if gain is None else dense, "seconds": None if gain is None else dense / gain,
-                        "device": "cpu (x86_64)", "dtype": "float32",
-                    }  # fmt: skip
+                        "arm": arm,
+                        "seed": seed,
+                        "stack": stack,
+                        "rows": count,
+                        "tokens": tokens,
+                        "kernel": NO_KERNEL if gain is None else "measured",
+                        "gain_theoretical": 1 / _size(arm)[1],
+                        "gain_measured": gain,
+                        "seconds_dense": None if gain is None else dense,
+                        "seconds": None if gain is None else dense / gain,
+                        "device": "cpu (x86_64)",
+                        "dtype": "float32",
+                    }
                 )
     return tidy("inference", pd.DataFrame(rows))
 

@@ -145,8 +145,8 @@ def metrics_of_run(scores: Scores, guessing: Mapping[tuple[str, str], float]) ->
             continue
         if scores.curve:
             found["", kind, "learning_speed"] = learning_speed(measured, scores.curve[kind], scores.order)
-        parts = {d: [k for k in scores.kinds - {"all"} if d in scores.nll[k]] if kind == "all" else [kind] for d in scores.order}
-        chances = {d: [guessing.get((d, part), math.nan) for part in parts[d]] for d in scores.order}
+        parts = {d: [part for part in scores.kinds - {"all"} if d in scores.nll[part]] for d in scores.order}
+        chances = {d: [guessing.get((d, part), math.nan) for part in (kind == "all" and parts[d] or [kind])] for d in scores.order}
         if len(scores.order) > 1 and not any(math.isnan(value) for values in chances.values() for value in values):
             gains = [measured[d][t - 1] - mean(chances[d]) for t, d in enumerate(scores.order, start=1) if t > 1]
             found["", kind, "fwt_over_chance"] = mean(gains)

@@ -4,7 +4,7 @@ Read by `sparsecl.figures`, which names all figures of the paper.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np

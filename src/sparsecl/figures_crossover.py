@@ -43,7 +43,7 @@ def crossover(
     arms = [arm_of(name) for name in drawn]
     _draw_curves(left, points, arms)
     _mark_stages(left, curves[curves["arm"] == control])
-    _mark_crossover(left, summarise_crossovers(points, treatment, control).on_mean_curve)
+    _mark_crossover(left, summarise_crossovers(points, treatment, control).on_mean_curve, arm_of(treatment))
     _draw_difference(right, at_equal_seconds(points, seconds_per_step(timings, points), treatment, control), arm_of(treatment))
     right.set_ylabel(f"{arm_of(treatment).label} minus {arm_of(control).label} (points)")
     figure.legend(handles=arm_handles(arms), loc="outside upper center", ncols=len(arms))
@@ -75,11 +75,12 @@ def _mark_stages(axes: Axes, rows: pd.DataFrame) -> None:
     axes.grid(False, axis="x")
 
 
-def _mark_crossover(axes: Axes, step: float) -> None:
+def _mark_crossover(axes: Axes, step: float, treatment: Arm) -> None:
     """A line at the crossover; where there is none, a sentence."""
     text = {"fontsize": 8, "color": MARK, "textcoords": "offset points", "va": "bottom"}
-    if not np.isfinite(step):
-        axes.annotate("no crossover", (1, 0), xycoords="axes fraction", xytext=(-4, 4), ha="right", **text)
+    if step == 0 or not np.isfinite(step):
+        sentence = "no crossover" if step else f"{treatment.label} above from the start"
+        axes.annotate(sentence, (1, 0), xycoords="axes fraction", xytext=(-4, 4), ha="right", **text)
         return
     axes.axvline(step, color=MARK, linewidth=1, linestyle="--", zorder=1)
     is_late = step > np.mean(axes.get_xlim())

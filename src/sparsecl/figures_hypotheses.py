@@ -51,12 +51,13 @@ def controls(metrics: pd.DataFrame, margin: float | None = None, treatment: str 
     both arms ran; a label says n where an arm ran fewer than the others. Raises NothingToDraw without `treatment`, D1 and
     one more control.
     """
-    values = replicate_values(metrics, MEASURES)
-    found = [name for name in controls_of(arm_of(treatment)) if all(name in values[measure] for measure in MEASURES)]
-    if treatment not in values["forgetting"] or REFERENCE not in found or len(found) < 2:
+    values, known = replicate_values(metrics, MEASURES), controls_of(arm_of(treatment))
+    ran = set.intersection(*(set(values[measure]) for measure in MEASURES))
+    found = [name for name in known if name in ran]
+    if treatment not in ran or REFERENCE not in found or len(found) < 2:
         raise NothingToDraw(
-            f"metrics: {treatment} is compared with {REFERENCE} and at least one of {controls_of(arm_of(treatment))[1:]}, but of these only "
-            f"{found} ran; add arms to the study and run 03_continual"
+            f"metrics: {treatment} is compared with {REFERENCE} and at least one of {known[1:]}, but of all these only "
+            f"{sorted(ran & {treatment, *known})} ran; add arms to the study and run 03_continual"
         )
     others = [arm_of(name) for name in found]
     arms = [arm_of(treatment), *others]
@@ -102,6 +103,7 @@ def efficiency_plane(metrics: pd.DataFrame, beside: Sequence[str] = ("Sf-2of4",)
         left.plot(speed, kept, **faint(arm_style(arm)))
         draw_cross(left, speed, kept, **arm_style(arm))
     left.set(xlabel="learning speed (points, mean gain during a stage)", ylabel="retention (%)")
+    left.locator_params(integer=True)  # short labels, whose width does not change while the figure is laid out
     _draw_efficiency(right, values, arms)
     right.set_yticks(range(len(arms)), labels_with_n(values["retention"], arms))
     counts = [Line2D([], [], linestyle="", **COUNTED | {"markerfacecolor": fill, "label": label}) for label, fill in COUNTS.items()]
@@ -134,8 +136,8 @@ def forgetting_by_topology(accuracy: pd.DataFrame) -> Figure:
     names = [REFERENCE, *sparse.index[sparse == sparse.max()]]
     if REFERENCE not in counts or len(names) < 3:
         raise NothingToDraw(
-            f"accuracy: topologies are compared with {REFERENCE} and one another, but on the main protocol only {names if REFERENCE in counts else list(sparse.index)} "
-            "ran in as many replicates; add arms such as S1-4of8 to the stream and run 03_continual"
+            f"accuracy: at least two topologies are compared with {REFERENCE}, but only {sorted(set(names) & set(counts.index))} ran "
+            "in as many replicates; add arms such as S1-4of8 to the stream and run 03_continual"
         )
     curves = _stage_forgetting(rows[rows["arm"].isin(names)])
     arms = streamed_arms_in(pd.DataFrame({"arm": names}), "accuracy")

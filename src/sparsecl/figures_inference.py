@@ -28,7 +28,7 @@ def inference_speed(inference: pd.DataFrame) -> Figure:
     1 the sparse stack is slower. A stack without a kernel on the device says so. Raises NothingToDraw without rows.
     """
     if inference.empty:
-        raise NothingToDraw("inference: no rows to draw; run 04_probe, which measures the recovered sparse arms")
+        raise NothingToDraw("inference: no rows to draw; run 02_recover, which times the recovered sparse arms")
     rows = sorted({(row.arm, row.stack) for row in inference.itertuples()}, key=_place)
     devices, loads = sorted(set(inference["device"])), sorted({(row.rows, row.tokens) for row in inference.itertuples()})
     height = len(devices) * (0.19 * len(rows) + 0.35) + 0.75

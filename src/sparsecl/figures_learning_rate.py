@@ -30,9 +30,7 @@ def learning_rate_sweep(learning_rate: pd.DataFrame, measure: str = "score", met
     rows = _rows(learning_rate)
     rows = rows[rows["method"] == method] if len(rows) else rows
     arms = streamed_arms_in(rows, "learning_rate")
-    values = {
-        f"{name} {UNITS[measure]}": _rate_grid(rows, arms, column, SCALES[measure]) for name, column in COLUMNS[measure].items()
-    }
+    values = {f"{name} {UNITS[measure]}": _rate_grid(rows, arms, column, SCALES[measure]) for name, column in COLUMNS[measure].items()}
     chosen = _chosen(rows)
     return _rate_curves(values, arms, chosen) if len(arms) <= TOGETHER else _rate_numbers(values, arms, chosen, measure)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparsecl.arms import Arm
-from sparsecl.figure_style import TEXT_WIDTH, NothingToDraw, arm_of, arm_style, over_domains, streamed_arms_in, styled
+from sparsecl.figure_style import TEXT_WIDTH, NothingToDraw, arm_style, over_domains, streamed_arms_in, styled
 from sparsecl.figures_replicates import draw_cross, faint
 from sparsecl.methods import JOINT, METHODS, REFERENCES, SINGLE
 from sparsecl.protocol import ORDER, main_protocol

@@ -30,6 +30,7 @@ from sparsecl.items import GENERAL
 KINDS = {"ability": "abilities", "fact": "facts"}
 SHOWN = (REFERENCE, "S1-2of4", "Dnz-0.5", "Df-0.5")  # the sparse arm and the controls that decide H1
 GENERAL_METRIC = "general_retention"
+UNDEFINED = "undefined"  # nothing had been learned that could be kept
 
 
 @styled
@@ -37,7 +38,7 @@ def retention_by_domain(metrics: pd.DataFrame, accuracy: pd.DataFrame, shown: Se
     """Retention of each domain that can be forgotten, a panel a kind, and of the general mixture, over the arms `shown` that ran.
 
     Domains stand in the order of the stream. An arm whose retention is undefined in a replicate (nothing had been learned)
-    has no mark there. Raises NothingToDraw where no retention by domain and kind was measured.
+    has no mark there, and a domain without any says so. Raises NothingToDraw where no retention by domain and kind was measured.
     """
     rows = _retention_rows(metrics, shown)
     arms = [arm_of(name) for name in shown if name in set(rows["arm"])]
@@ -70,16 +71,25 @@ def _retention_rows(metrics: pd.DataFrame, shown: Sequence[str]) -> pd.DataFrame
 
 
 def _draw_domains(axes: Axes, rows: pd.DataFrame, domains: Sequence[str], arms: Sequence[Arm]) -> None:
-    """Domains to the right, arms side by side; a value in every replicate or no mark, for a mean over some compares others."""
+    """Domains to the right, arms side by side; a domain without any mark is undefined."""
     reach = 0.36 * (1 - 1 / len(arms))
     axes.axhline(100, color="0.4", linewidth=0.8, zorder=1)
     for place, domain in enumerate(domains):
-        for shift, arm in zip(np.linspace(-reach, reach, len(arms)), arms, strict=True):
-            values = rows.loc[(rows["domain"] == domain) & (rows["arm"] == arm.name), "value"]
-            if len(values) and values.notna().all():
-                axes.plot(np.full(len(values), place + shift - 0.06), values, **faint(arm_style(arm)))
-                draw_cross(axes, [place + shift], values, **arm_style(arm))
+        here = rows[rows["domain"] == domain]
+        places = zip(place + np.linspace(-reach, reach, len(arms)), arms, strict=True)
+        if not any([_draw_arm(axes, here[here["arm"] == arm.name], x, arm) for x, arm in places]):
+            axes.annotate(UNDEFINED, (place, 0.03), xycoords=("data", "axes fraction"), ha="center", fontsize=8, color="0.35")
     axes.set_xticks(range(len(domains)), domains)
     axes.set_xlim(-0.55, len(domains) - 0.45)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
+
+
+def _draw_arm(axes: Axes, rows: pd.DataFrame, x: float, arm: Arm) -> bool:
+    """Whether there is a mark: a value in every replicate or none, for a mean over some of them compares other replicates."""
+    values = rows["value"]
+    if values.empty or values.isna().any():
+        return False
+    axes.plot(np.full(len(values), x - 0.07), values, **faint(arm_style(arm)))
+    draw_cross(axes, [x], values, **arm_style(arm))
+    return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sparsecl.comparisons import result_rows
-from sparsecl.figure_style import main_rows, mean_interval, over_domains
+from sparsecl.figure_style import mean_interval, over_domains
 from sparsecl.number_formats import count, is_absent, nats, p_value, points
 from sparsecl.protocol import main_protocol
 
@@ -101,14 +101,13 @@ def main_metrics(metrics: pd.DataFrame, stage_steps: int) -> pd.DataFrame:
     return metrics if metrics.empty else main_protocol(metrics, stage_steps=stage_steps)
 
 
-def stream_sample(metrics: pd.DataFrame, metric: str, kind: str = "all", domain: str = "") -> Sample:
-    """One metric of the main protocol over domains (or for one domain), by arm and replicate."""
-    rows = metrics[metrics["metric"] == metric]
-    rows = main_rows(rows[rows["domain"] == domain if domain else over_domains(rows)])
+def stream_sample(main: pd.DataFrame, metric: str, kind: str = "all", domain: str = "") -> Sample:
+    """One metric over domains (or for one domain), by arm and replicate; `main` as of `main_metrics`, else ValueError."""
+    rows = main[main["metric"] == metric]
+    rows = rows[rows["domain"] == domain if domain else over_domains(rows)]
     if metric == "general_retention" and kind == "all" and not (rows["kind"] == "all").any():
         rows = rows.assign(kind="all")  # the general mixture has one kind, whatever its tables call it
-    rows = rows[rows["kind"] == kind]
-    return Sample(rows.pivot_table(index="seed", columns="arm", values="value", aggfunc="mean"))
+    return Sample(rows[rows["kind"] == kind].pivot(index="seed", columns="arm", values="value"))
 
 
 def checkpoint_sample(conversion: pd.DataFrame, metric: str) -> Sample:
@@ -162,7 +161,7 @@ def sample_values(
     name: str, sample: Sample, form, arms: Iterable[str], contrasts: Iterable[tuple[str, str]], tests: pd.DataFrame, test_metric: str
 ) -> dict[str, str | None]:
     """One measure as values: every arm's summary, every contrast's difference with its test where there is one."""
-    values = {}
+    values, tests = {}, tests[tests["metric"] == test_metric] if len(tests) else tests
     for arm in arms:
         values |= formatted(sample.summary(arm), form, f"{name}/{arm}", signed=False)
     for treatment, reference in contrasts:

@@ -63,7 +63,7 @@ def _metric_heading() -> list[str]:
 
 def metrics_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Scores of the stream: each metric by arm, the paired difference with its interval, corrected p and effect size."""
-    metrics, tests = tables["metrics"], tables.get("tests", pd.DataFrame())
+    metrics, tests = main_rows(tables["metrics"]), tables.get("tests", pd.DataFrame())
     first = _metric_rows(metrics, tests, ("own", "final", "forgetting"))
     beside = _metric_rows(metrics, tests, ("bwt", "retention", "acc", "fwt", "learning_speed", "general_retention"))
     kinds = [row for kind in ("ability", "fact") for row in _metric_rows(metrics, tests, ("own", "final", "forgetting"), kind)]
@@ -74,9 +74,8 @@ def metrics_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
 
 def losses_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Answer-token losses of the stream by arm, with the paired difference (nats)."""
-    rows = _metric_rows(
-        tables["metrics"], tables.get("tests", pd.DataFrame()), ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise")
-    )
+    names = ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise")
+    rows = _metric_rows(main_rows(tables["metrics"]), tables.get("tests", pd.DataFrame()), names)
     return tabular("lcccccc", _metric_heading(), rows) if rows else None
 
 

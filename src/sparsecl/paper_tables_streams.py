@@ -89,8 +89,8 @@ def doses_table(main: pd.DataFrame) -> str | None:
         for arm in (dense, sparse)
         if budgets and arm in budgets["own"].wide
     ]
-    headings = {"zeros": shares, "recovery": efforts}
-    groups = [[[rf"\emph{{{name}}}", *[""] * (len(rows[0]) - 1)], *rows, r"\midrule"] for name, rows in headings.items() if rows]
+    headings = {"share of zeros": shares, "recovery, in units of the budget $B$": efforts}
+    groups = [[rf"\multicolumn{{8}}{{@{{}}l}}{{\emph{{{name}}}}} \\", *rows, r"\midrule"] for name, rows in headings.items() if rows]
     below = ["", "arm", "$n$", *SHOWN, *(rf"$\Delta$ {metric}" for metric in COMPARED)]
     return tabular("@{}llcccccc@{}", below, [row for group in groups for row in group][:-1]) if groups else None
 
@@ -100,10 +100,13 @@ def _zeros(arm: str) -> str:
 
 
 def _dose_row(name: str, arm: str, samples: Mapping[str, Sample], pair: tuple[str, str]) -> list[str | None]:
+    """One arm at the dose that the first cell names, and its difference to the second of the pair."""
     summaries = [samples[metric].summary(arm) for metric in SHOWN]
     cells = [mean_cell(summary, points) for summary in summaries]
     differences = [difference_cell(samples[metric].paired(*pair), points) if arm != pair[1] else "" for metric in COMPARED]
-    return [name, parse_arm(arm).label, count(summaries[0]["n"]), *cells, *differences]
+    made = parse_arm(arm)
+    label = parse_arm("-".join(part for part in (made.lineage, made.topology) if part)).label
+    return [name, label, count(summaries[0]["n"]), *cells, *differences]
 
 
 # Frontier
@@ -156,9 +159,8 @@ def _agreement_row(found: OrderResults, metric: str) -> list[str]:
     if (agreement := found.agreements.get(metric)) is None:
         return []
     text = (
-        f"agreement of the {len(agreement.arms)} topologies in their differences to {parse_arm(agreement.control).label}: "
-        rf"{nats(agreement.value)} ({nats(agreement.null)} by chance, $p$ {p_value(agreement.p)}), "
-        rf"same direction in {points(agreement.same_direction)}\,\% of the cells"
+        rf"agreement of {len(agreement.arms)} topologies: {nats(agreement.value)} ({nats(agreement.null)} by chance, "
+        rf"$p$ {p_value(agreement.p)}), same direction in {points(agreement.same_direction)}\,\% of cells"
     )
     return [rf"\multicolumn{{7}}{{@{{}}l}}{{{text}}} \\"]
 
@@ -171,7 +173,7 @@ def methods_table(study: Study, metrics: pd.DataFrame) -> str | None:
     samples = method_results(study, metrics)
     if not samples:
         return None
-    shown = [metric for metric in (*SHOWN, "acc") if metric in samples]
+    shown = [metric for metric in SHOWN if metric in samples]
     rows: list = []
     for method in METHODS:
         found = [arm for arm in METHOD_ARMS if any(f"{method}/{arm}" in samples[metric].wide for metric in shown)]
@@ -180,8 +182,7 @@ def methods_table(study: Study, metrics: pd.DataFrame) -> str | None:
         if len(found) == len(METHOD_ARMS):
             pair = [f"{method}/{arm}" for arm in (TREATMENT, REFERENCE)]
             rows.append(["", contrast_label(TREATMENT, REFERENCE), *(difference_cell(samples[m].paired(*pair), points) for m in shown)])
-    heading = ["method", "arm", *({"acc": "all domains"}.get(metric, metric) for metric in shown)]
-    return tabular("@{}ll" + "c" * len(shown) + "@{}", heading, rows)
+    return tabular("@{}ll" + "c" * len(shown) + "@{}", ["method", "arm", *shown], rows)
 
 
 def _method_row(method: str, arm: str, index: int, samples: Mapping[str, Sample], shown: Iterable[str]) -> list[str | None]:

@@ -172,19 +172,19 @@ def order_results(metrics: pd.DataFrame, stage_steps: int) -> OrderResults | Non
     """Robustness to orders and seeds, in squared score units; None where the reference ran fewer than 2 orders or seeds."""
     rows = over_all(metrics, OUTCOMES)
     ran = [arm for arm in ORDER_ARMS if arm in arms_with_orders(rows)]
-    shapes = {arm: order_cells(rows, arm, stage_steps=stage_steps).shape for arm in ran}
-    arms = [arm for arm in ran if min(shapes[arm]) > 1]
+    cells = {(arm, metric): order_cells(rows, arm, metric, stage_steps=stage_steps) for metric in OUTCOMES for arm in ran}
+    cells = {key: frame for key, frame in cells.items() if min(frame.shape) > 1}
+    arms = [arm for arm, metric in cells if metric == OUTCOMES[0]]
     if REFERENCE not in arms:
         return None
-    topologies, components, agreements = [arm for arm in arms if arm != REFERENCE], {}, {}
+    agreements, topologies = {}, [arm for arm in arms if arm != REFERENCE]
     for metric in OUTCOMES:
-        cells = {arm: order_cells(rows, arm, metric, stage_steps=stage_steps) for arm in arms}
         if TREATMENT in arms:
-            cells[MAIN_CONTRAST] = order_differences(rows, TREATMENT, REFERENCE, metric, stage_steps=stage_steps)
-        components |= {(name, metric): variance_components(frame).set_index("source") for name, frame in cells.items()}
+            cells[MAIN_CONTRAST, metric] = order_differences(rows, TREATMENT, REFERENCE, metric, stage_steps=stage_steps)
         if len(topologies) > 1:
             agreements[metric] = topology_agreement(rows, topologies, REFERENCE, metric)
-    return OrderResults(components, agreements, *shapes[REFERENCE])
+    components = {key: variance_components(frame).set_index("source") for key, frame in cells.items()}
+    return OrderResults(components, agreements, *cells[REFERENCE, OUTCOMES[0]].shape)
 
 
 def order_values(metrics: pd.DataFrame, stage_steps: int) -> dict[str, str | None]:

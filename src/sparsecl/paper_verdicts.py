@@ -6,8 +6,8 @@ A letter also selects the paragraphs that follow from it.
 import re
 from collections.abc import Mapping
 
-from sparsecl.latex_tables import bare_p, contrast_label, tabular
-from sparsecl.number_formats import count, interval, latex_text, nats, p_value, points
+from sparsecl.latex_tables import bare_p, contrast_label, difference_cell, tabular
+from sparsecl.number_formats import DASH, count, latex_text, nats, p_value, points
 from sparsecl.paper_samples import HYPOTHESES, METRIC_NAMES
 
 VERDICT = ("letter", "sentence", "missing_controls", "planned_replicates", "statement")
@@ -68,11 +68,11 @@ def verdicts_table(verdicts: Mapping, statements: Mapping[str, str]) -> str | No
         outcome = _OUTCOMES.get(verdict.letter, f"outcome {latex_text(verdict.letter)}")
         heading = rf"\textbf{{{latex_text(hypothesis)}, {outcome}.}} {statement}".strip()
         rows += [r"\midrule"] if rows else []
-        rows += [rf"\multicolumn{{7}}{{@{{}}p{{0.98\linewidth}}@{{}}}}{{{heading}}} \\", r"\addlinespace[2pt]"]
+        rows += [rf"\multicolumn{{6}}{{@{{}}p{{0.98\linewidth}}@{{}}}}{{{heading}}} \\", r"\addlinespace[2pt]"]
         rows += [_effect_row(effect) for effect in verdict.effects]
         rows += [_contrast_row(contrast) for contrast in verdict.contrasts]
-    heading = ["comparison", "measure", "$n$", "difference", r"95\,\% interval", "$p$ (Holm)", "$p$ (equivalence)"]
-    return tabular("@{}llccccc@{}", heading, rows) if rows else None
+    heading = ["comparison", "measure", "$n$", r"difference, 95\,\% interval", "$p$ (Holm)", "$p$ (equivalence)"]
+    return tabular("@{}llcccc@{}", heading, rows) if rows else None
 
 
 def _contrast_row(contrast) -> list[str | None]:
@@ -81,17 +81,16 @@ def _contrast_row(contrast) -> list[str | None]:
         contrast_label(treatment, reference),
         METRIC_NAMES.get(contrast.metric, latex_text(contrast.metric)).split(" $")[0],
         count(contrast.n),
-        points(contrast.estimate, True),
-        interval(contrast.low, contrast.high, points, True),
+        difference_cell({"estimate": contrast.estimate, "ci_low": contrast.low, "ci_high": contrast.high}, points),
         bare_p(contrast.p_corrected),
         bare_p(contrast.p_equivalence),
     ]
 
 
 def _effect_row(effect) -> str:
-    """F of the ANOVA has no difference and no interval; its text stands across these columns."""
-    found = {name: value or "--" for name, value in _effect(effect).items()}
-    numbers = rf"$F({found['df']},\,{found['df_error']}) = {found['f']}$, $\epsilon = {found['epsilon']}$, $\eta_G^2 = {found['ges']}$"
+    """F of the ANOVA has no difference and no interval; its numbers stand across these columns."""
+    found = {name: value or DASH for name, value in _effect(effect).items()}
     name = {"topology": "topology", "interaction": r"topology $\times$ stage"}[EFFECTS[effect.source]]
-    cells = [f"{name} (ANOVA)", "curves", found["n"], rf"\multicolumn{{2}}{{c}}{{{numbers}}}", bare_p(effect.p_corrected) or "--", "--"]
-    return " & ".join(cells) + r" \\"
+    numbers = rf"$F({found['df']},\,{found['df_error']}) = {found['f']}$, $\epsilon = {found['epsilon']}$, $\eta_G^2 = {found['ges']}$"
+    cells = [rf"\multicolumn{{4}}{{@{{}}l}}{{{name} (ANOVA of the curves): {numbers}, $n = {found['n']}$}}"]
+    return " & ".join([*cells, bare_p(effect.p_corrected) or DASH, DASH]) + r" \\"
