@@ -11,8 +11,9 @@ from scipy import stats
 from sparsecl import preregistration, verdict
 from sparsecl.preregistration import exploratory_analysis, load_preregistration
 from sparsecl.statistics import Contrast, paired_contrast, with_holm
+from sparsecl.study_files import load_study
 
-PILOT = load_preregistration("builtin")
+PILOT = load_preregistration("builtin").model_copy(update={"replicates": 5})  # as many as the contrasts made here
 STRICT = ("Dnz-0.5", "Df-0.5")
 CONTROLS = ("D1", *STRICT)
 NOTHING = {"forgetting": 0.0, "final": 0.0}
@@ -264,7 +265,8 @@ def test_a_flag_stands_in_the_status():
 
 
 def test_the_built_in_registration_is_the_pilot():
-    assert PILOT.status == "pilot" and PILOT.main.name == "S1-2of4 - D1" and PILOT.replicates == 5
+    assert PILOT.status == "pilot" and PILOT.main.name == "S1-2of4 - D1"
+    assert load_preregistration("builtin").replicates == load_study("builtin").replicates
     assert tuple(contrast.control for contrast in PILOT.strict) == STRICT
     assert PILOT.margin == 0.05 and "standard error" in PILOT.margin_reason
     assert load_preregistration("smoke") is None
