@@ -1,6 +1,7 @@
 """Masks: exact patterns by brute force, physical zeros through training, saving and loading, tampering noticed."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sparsecl.masks import (
     save_masks,
 )
 from sparsecl.modeling import load_checkpoint, save_checkpoint
+from sparsecl.packed_masks import PackedMasks
 from sparsecl.records import BrokenFile
 from sparsecl.settings import Optimisation, Sparsify
 from sparsecl.topologies import parse_topology
@@ -155,3 +157,24 @@ def test_saving_refuses_a_model_that_breaks_its_masks(converted, tmp_path):
     with pytest.raises(TopologyViolation, match="before saving S1"):
         save_checkpoint(model, tmp_path / "S1", masks, arm="S1-2of4")
     assert not (tmp_path / "S1").exists()
+
+
+def test_packed_masks_are_the_masks_and_only_one_is_whole_at_a_time():
+    generator = torch.Generator().manual_seed(0)
+    given = {name: torch.rand(shape, generator=generator) < 0.5 for name, shape in {"a": (3, 5), "b": (2, 4, 7)}.items()}
+    alive = []
+
+    def made():
+        for name, mask in given.items():
+            copy = mask.clone()
+            alive.append(weakref.ref(copy))
+            yield name, copy
+            del copy
+            assert alive[-1]() is None  # packed and let go before the next one is made
+
+    packed = PackedMasks(made())
+    assert list(packed) == list(given) and all(torch.equal(packed[name], mask) for name, mask in given.items())
+    packed["a"].logical_not_()
+    assert torch.equal(packed["a"], given["a"])  # what is looked up is a copy
+    again = PackedMasks.of_bits({name: np.packbits(mask.numpy()) for name, mask in given.items()}, {"a": [3, 5], "b": [2, 4, 7]})
+    assert all(torch.equal(again[name], mask) for name, mask in given.items())

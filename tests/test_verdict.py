@@ -16,7 +16,15 @@ from sparsecl.preregistration import exploratory_analysis, load_preregistration
 from sparsecl.statistics import Contrast, with_holm
 from sparsecl.topology_decision import decide_topologies
 
-PILOT = load_preregistration("builtin")
+
+def at_five(registration):
+    """The pilot's rules for contrasts of five replicates, as many as are made here."""
+    hypothesis = registration.hypotheses["H1"]
+    contrasts = tuple(contrast.model_copy(update={"replicates": None}) for contrast in hypothesis.contrasts)
+    return registration.model_copy(update={"hypotheses": {"H1": hypothesis.model_copy(update={"replicates": 5, "contrasts": contrasts})}})
+
+
+PILOT = at_five(load_preregistration("builtin"))
 REGISTERED = load_preregistration("builtin-full")
 H1, H2, H3 = PILOT.hypotheses["H1"], REGISTERED.hypotheses["H2"], REGISTERED.hypotheses["H3"]
 STRICT = ("Dnz-0.5", "Df-0.5")

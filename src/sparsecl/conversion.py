@@ -39,6 +39,7 @@ from sparsecl.masks import (
     masks_of_zeros,
     prunable_weights,
 )
+from sparsecl.packed_masks import PackedMasks
 from sparsecl.records import sha256_of_json
 from sparsecl.settings import Sparsify
 from sparsecl.tokenizer import Row
@@ -106,9 +107,10 @@ SCORES = {"magnitude": _magnitude, "random": _random}
 
 def _masks_of_scores(model: nn.Module, arm: Arm, score: Callable[[Tensor], Tensor]) -> Masks:
     topology = parse_topology(arm.topology)
-    weights = {
-        name: select(topology, as_matrix(score(weight)), arm.density).view(weight.shape) for name, weight in prunable_weights(model).items()
-    }
+    weights = PackedMasks(
+        (name, select(topology, as_matrix(score(weight)), arm.density).view(weight.shape))
+        for name, weight in prunable_weights(model).items()
+    )
     return Masks(arm.topology, arm.algorithm, arm.density, "", weights)
 
 
@@ -255,7 +257,7 @@ def _learned_masks(model: nn.Module, arm: Arm, settings: Sparsify, data: Convers
     training = settings.maskllm.training
     plan = data.plan(training.steps, training.batch)
     learned = learn_masks(model, start.weights, topology, data.training, plan, settings.maskllm, data.seed)
-    return Masks(arm.topology, arm.algorithm, arm.density, calibration, learned)
+    return Masks(arm.topology, arm.algorithm, arm.density, calibration, PackedMasks(learned.items()))
 
 
 def read_given_masks(path: str | None, model: nn.Module, arm: Arm) -> Masks:
@@ -275,7 +277,7 @@ def read_given_masks(path: str | None, model: nn.Module, arm: Arm) -> Masks:
             raise ValueError(
                 f"{path}: {name} is {mask.dtype} {tuple(mask.shape)}; a boolean tensor of shape {tuple(weights[name].shape)} is needed"
             )
-    return Masks(arm.topology, arm.algorithm, arm.density, "", given)
+    return Masks(arm.topology, arm.algorithm, arm.density, "", PackedMasks(given.items()))
 
 
 def _dense_digests(model: nn.Module) -> dict[str, str]:

@@ -7,7 +7,7 @@ Labels and gradients are needed, so this is a training job of its own and no mod
 gradients and AdamW's moments in float32 take 4 * 4 * C(M, N) / M bytes a masked weight, 24 for 2:4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import comb
 
@@ -67,7 +67,7 @@ class CandidateChoice(nn.Module):
 
 def learn_masks(
     model: nn.Module,
-    prior: dict[str, Mask],
+    prior: Mapping[str, Mask],
     topology: Topology,
     rows: Sequence[Row],
     plan: Sequence[np.ndarray],

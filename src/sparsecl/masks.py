@@ -5,7 +5,6 @@ beside a manifest, under the names transformers gives the parameters, and every 
 that no masked weight is non-zero.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,19 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from sparsecl.mask_selection import completed, violation
+from sparsecl.packed_masks import Mask, PackedMasks
 from sparsecl.records import BrokenFile, read_record, sha256_of, write_atomically, write_record
 from sparsecl.topologies import TopologyMisfit, check_size, parse_topology
 
 # What no conversion touches: the head, the gate of a shared expert, and the DeltaNet projections with one row a head.
 KEPT_DENSE = ("lm_head", "shared_expert_gate", "in_proj_a", "in_proj_b")
 STACKED = ("gate_up_proj", "down_proj")  # parameters that hold the matrices of all experts, (experts, outputs, inputs)
-
-Mask = Bool[Tensor, "*experts outputs inputs"]
 
 
 class TopologyViolation(AssertionError):
@@ -90,10 +87,10 @@ def check_model(model: nn.Module, topology: str) -> None:
 def masks_of_zeros(model: nn.Module, topology: str, algorithm: str, nominal_density: float, calibration: str) -> Masks:
     """Read the masks off a converted model and check that they have the pattern `topology` claims."""
     structure = parse_topology(topology)
-    weights = {
-        name: completed(structure, as_matrix(weight.detach() != 0), nominal_density).view(weight.shape)
+    weights = PackedMasks(
+        (name, completed(structure, as_matrix(weight.detach() != 0), nominal_density).view(weight.shape))
         for name, weight in prunable_weights(model).items()
-    }
+    )
     masks = Masks(topology, algorithm, nominal_density, calibration, weights)
     assert_pattern(masks)
     return masks
@@ -204,11 +201,7 @@ def load_masks(path: Path) -> Masks:
     bits = path.with_name(path.name + ".safetensors")
     if not bits.is_file() or sha256_of(bits) != manifest["bits_sha256"]:
         raise BrokenFile(f"{bits} is missing or not the file its manifest describes; delete both and convert again (notebook 01_sparsify)")
-    packed = load_file(bits)
-    weights = {}
-    for name, shape in manifest["shapes"].items():
-        flat = np.unpackbits(packed[name], count=math.prod(shape)).astype(bool)
-        weights[name] = torch.from_numpy(flat.reshape(shape))
+    weights = PackedMasks.of_bits(load_file(bits), manifest["shapes"])
     masks = Masks(manifest["topology"], manifest["algorithm"], manifest["nominal_density"], manifest["calibration_sha256"], weights)
     assert_pattern(masks)
     return masks

@@ -115,6 +115,7 @@ def optimise_region(layer: nn.Module, linears: list[nn.Module], calls: list[Call
         with torch.enable_grad():
             nn.functional.mse_loss(output_of(layer, call), target).backward()
         optimizer.step()
+    layer.zero_grad()  # or every converted layer would go on holding gradients as large as its weights
 
 
 @torch.no_grad()
