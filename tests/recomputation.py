@@ -58,17 +58,23 @@ def run_of(row: SimpleNamespace) -> Run:
     return Run(row.arm, row.method, row.order, int(row.stage_steps), row.seed)
 
 
-def main_lengths(runs: Sequence[Run]) -> dict[str, int]:
-    """Of each arm the stage length that most replicates ran in the main protocol."""
+def main_lengths(runs: Sequence[Run], usual: int | None = None) -> dict[str, int]:
+    """Of each arm the stage length that most replicates ran in the main protocol; among equals `usual`, else ValueError."""
     replicates: dict[str, dict[int, set[str]]] = {}
     for run in runs:
         if (run.method, run.order) == MAIN:
             replicates.setdefault(run.arm, {}).setdefault(run.stage_steps, set()).add(run.seed)
-    return {arm: max(lengths, key=lambda length: len(lengths[length])) for arm, lengths in replicates.items()}
+    found = {}
+    for arm, lengths in replicates.items():
+        most = [length for length, seeds in lengths.items() if len(seeds) == max(map(len, lengths.values()))]
+        if len(most) > 1 and usual not in most:
+            raise ValueError(f"{arm}: equally many replicates ran the stage lengths {sorted(most)}")
+        found[arm] = usual if usual in most else most[0]
+    return found
 
 
-def main_runs(runs: Sequence[Run]) -> set[Run]:
-    lengths = main_lengths(runs)
+def main_runs(runs: Sequence[Run], usual: int | None = None) -> set[Run]:
+    lengths = main_lengths(runs, usual)
     return {run for run in runs if (run.method, run.order) == MAIN and lengths[run.arm] == run.stage_steps}
 
 

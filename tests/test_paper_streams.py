@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from example_streams import example_streams
-from example_tables import example_tables
+from example_tables import DOMAINS, example_tables
 from scipy import stats
 
 from sparsecl import paper_arms, paper_tables, paper_tables_streams, paper_verdicts, verdict
@@ -426,7 +426,7 @@ def test_the_verdicts_table_holds_every_deciding_number(made, verdicts):
         for contrast in found_verdict.contrasts:
             treatment, reference = (parse_arm(name).label for name in contrast.name.split(" - "))
             found = [line for line in lines if line.startswith(f"{treatment} $-$ {reference} & {contrast.metric.split('_')[0]}")]
-            assert any(f"& {points(contrast.estimate, True)} & [{points(contrast.low, True)}" in line for line in found)
+            assert any(f"& {points(contrast.estimate, True)} [{points(contrast.low, True)}, " in line for line in found)
     assert sum("(ANOVA)" in line for line in lines) == 2
     assert r"\textbf{H1, undecided.}" in made["verdicts"], "6 replicates are not the 20 that were registered"
 
@@ -449,7 +449,7 @@ def absent(values, part="main"):
 def test_a_smaller_study_leaves_dashes(values):
     study, tables = load_study("builtin"), example_tables(replicates=3)
     smaller = part_values(study, tables)
-    for prefix in ("frontier", "orders", "methods/lora", "doses", "budgets", "inference", "verdict", "own/Dnz-0.5", "design/further"):
+    for prefix in ("frontier", "orders", "methods/lora", "doses", "budgets", "inference", "verdict", "own/Dnz-0.5"):
         assert not [key for key, value in smaller.items() if key.startswith(prefix) and value is not None], prefix
     assert smaller["crossover/S1-2of4-minus-D1/replicates"] == "3" and smaller["own/D1/mean"]
     assert set(paper_tables.part_tables(study, tables)) & STREAM_TABLES == {"efficiency", "fractions"}
@@ -473,7 +473,7 @@ def test_tables_may_be_missing(study, tables, values, missing):
     rest = {name: table for name, table in tables.items() if name not in missing}
     found = part_values(study, rest)
     assert found["own/D1/mean"] == values["own/D1/mean"]
-    assert absent(values) < absent(found)
+    assert len(absent(values)) < len(absent(found))
     assert paper_tables.part_tables(study, rest)["controls"]
 
 

@@ -14,7 +14,7 @@ from sparsecl.config import Study
 from sparsecl.latex_tables import tabular
 from sparsecl.number_formats import count, nats, points
 from sparsecl.paper_arms import EFFICIENCY_ARMS
-from sparsecl.paper_samples import main_metrics, stream_sample
+from sparsecl.paper_samples import Sample, main_metrics, stream_sample
 from sparsecl.paper_values_efficiency import (
     COUNTED,
     PRODUCTS,
@@ -35,22 +35,23 @@ def efficiency_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str | 
     ran = [arm for arm in EFFICIENCY_ARMS if arm in set(effort["arm"])]
     if not ran:
         return None
-    metrics = tables.get("metrics", pd.DataFrame())
-    main = main_metrics(metrics, study.continual.stage_steps)
+    main = main_metrics(tables.get("metrics", pd.DataFrame()), study.continual.stage_steps)
     samples = {name: stream_sample(main, name) for name in GAINED} if len(main) else {}
     power = _power_of_thousand(effort["flops_executed"].astype(float))
-    rows = []
-    for arm in ran:
-        here = effort[effort["arm"] == arm]
-        flops = [nats(here[name].astype(float).mean() / 10**power) for name in COUNTED]
-        measured = [count(here["tokens_per_second"].median()), count(here["peak_memory"].median() / 1e6)]
-        gained = [points(samples[name].summary(arm)["mean"]) if samples else None for name in GAINED]
-        rows.append([parse_arm(arm).label, *flops, *measured, *gained])
+    rows = [_effort_row(arm, effort[effort["arm"] == arm], 10**power, samples) for arm in ran]
     groups = ["", rf"\multicolumn{{3}}{{c}}{{FLOPs ($10^{{{power}}}$)}}", "tokens", "memory", "learning"]
     above = " & ".join([*groups, r"\multicolumn{2}{c}{gain per $10^{12}$ FLOPs}"])
     below = ["arm", "executed", "theory", "attainable", "per second", "(MB)", "speed", "executed", "theory"]
     heading = f"{above} \\\\ \\cmidrule(lr){{2-4}}\\cmidrule(l){{8-9}}\n{' & '.join(below)} \\\\"
     return tabular("@{}lcccccccc@{}", heading, rows)
+
+
+def _effort_row(arm: str, effort: pd.DataFrame, unit: int, samples: Mapping[str, Sample]) -> list[str | None]:
+    """`effort` of one arm; FLOPs in `unit`, gains in points."""
+    flops = [nats(effort[name].astype(float).mean() / unit) for name in COUNTED]
+    measured = [count(effort["tokens_per_second"].median()), count(effort["peak_memory"].median() / 1e6)]
+    gained = [points(samples[name].summary(arm)["mean"]) if samples else None for name in GAINED]
+    return [parse_arm(arm).label, *flops, *measured, *gained]
 
 
 def _power_of_thousand(values: Iterable[float]) -> int:
@@ -65,8 +66,8 @@ def fractions_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str | N
         shares = attainable_shares(study, arm)
         here = effort[effort["arm"] == arm.name][list(COUNTED)].astype(float).mean()
         saved = [1 - here[name] / here["flops_executed"] for name in ("flops_theoretical", "flops_attainable")]
-        fixed = parse_arm(arm.name).name == f"S1-{arm.topology}"
-        label = topology_label(arm.topology) if fixed else f"{topology_label(arm.topology)} ({arm.density:g})"
+        usual = arm.name == f"S1-{arm.topology}"
+        label = topology_label(arm.topology) + ("" if usual else f" ({arm.density:g})")
         rows.append([label, *(points(shares[name]) for name in ("kept", *PRODUCTS)), *map(points, saved)])
     above = r" & & \multicolumn{3}{c}{saved of the linear layers (\%)} & \multicolumn{2}{c}{saved of a stream (\%)}"
     below = ["topology", r"kept (\%)", "forward", "input gradient", "weight gradient", "in theory", "attainable"]

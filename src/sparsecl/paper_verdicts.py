@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from sparsecl.latex_tables import bare_p, contrast_label, difference_cell, tabular
 from sparsecl.number_formats import DASH, count, latex_text, nats, p_value, points
-from sparsecl.paper_samples import HYPOTHESES, METRIC_NAMES
+from sparsecl.paper_samples import HYPOTHESES, METRIC_NAMES, STREAM_METRICS
 
 VERDICT = ("letter", "sentence", "missing_controls", "planned_replicates", "statement")
 EFFECTS = {"topology": "topology", "topology * stage": "interaction"}  # of the ANOVA, by the name that anova.py gives them
@@ -71,17 +71,18 @@ def verdicts_table(verdicts: Mapping, statements: Mapping[str, str]) -> str | No
         rows += [rf"\multicolumn{{6}}{{@{{}}p{{0.98\linewidth}}@{{}}}}{{{heading}}} \\", r"\addlinespace[2pt]"]
         rows += [_effect_row(effect) for effect in verdict.effects]
         rows += [_contrast_row(contrast) for contrast in verdict.contrasts]
-    heading = ["comparison", "measure", "$n$", r"difference, 95\,\% interval", "$p$ (Holm)", "$p$ (equivalence)"]
+    heading = ["comparison", "measure", "$n$", r"difference, 95\,\% interval", "$p$ (Holm)", "$p$ (TOST)"]
     return tabular("@{}llcccc@{}", heading, rows) if rows else None
 
 
 def _contrast_row(contrast) -> list[str | None]:
     treatment, _, reference = contrast.name.partition(" - ")
+    statistics = {"estimate": contrast.estimate, "ci_low": contrast.low, "ci_high": contrast.high}
     return [
         contrast_label(treatment, reference),
         METRIC_NAMES.get(contrast.metric, latex_text(contrast.metric)).split(" $")[0],
         count(contrast.n),
-        difference_cell({"estimate": contrast.estimate, "ci_low": contrast.low, "ci_high": contrast.high}, points),
+        difference_cell(statistics, STREAM_METRICS.get(contrast.metric, points)),
         bare_p(contrast.p_corrected),
         bare_p(contrast.p_equivalence),
     ]
@@ -92,5 +93,5 @@ def _effect_row(effect) -> str:
     found = {name: value or DASH for name, value in _effect(effect).items()}
     name = {"topology": "topology", "interaction": r"topology $\times$ stage"}[EFFECTS[effect.source]]
     numbers = rf"$F({found['df']},\,{found['df_error']}) = {found['f']}$, $\epsilon = {found['epsilon']}$, $\eta_G^2 = {found['ges']}$"
-    cells = [rf"\multicolumn{{4}}{{@{{}}l}}{{{name} (ANOVA of the curves): {numbers}, $n = {found['n']}$}}"]
+    cells = [rf"\multicolumn{{4}}{{@{{}}l}}{{{name} (ANOVA): {numbers}, $n = {found['n']}$}}"]
     return " & ".join([*cells, bare_p(effect.p_corrected) or DASH, DASH]) + r" \\"

@@ -20,6 +20,7 @@ from sparsecl import figures
 from sparsecl.config import Study
 from sparsecl.figure_style import NothingToDraw
 from sparsecl.number_formats import latex_text, points, rate
+from sparsecl.paper_arms import REFERENCE, TREATMENT
 from sparsecl.paper_tables import part_tables
 from sparsecl.paper_values import part_values, registered_keys
 from sparsecl.records import write_text
@@ -67,9 +68,9 @@ def figures_of(part: str, paper: Path = PAPER) -> set[str]:
 def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None, names: set[str] | None = None) -> dict[str, Figure]:
     """Those of the named figures (default: all) that the tables can fill, by file name without suffix."""
     known = {
-        "forgetting_curves": (figures.forgetting_curves, ("curves", "accuracy")),
-        "accuracy_matrices": (figures.accuracy_matrices, ("accuracy",)),
-        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(metrics, margin), ("metrics",)),
+        "forgetting_curves": (lambda *both: figures.forgetting_curves(*map(of_main_contrast, both)), ("curves", "accuracy")),
+        "accuracy_matrices": (lambda accuracy: figures.accuracy_matrices(of_main_contrast(accuracy)), ("accuracy",)),
+        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(of_main_contrast(metrics), margin), ("metrics",)),
         "conversion_and_recovery": (figures.conversion_and_recovery, ("conversion",)),
         "topology_comparison": (figures.topology_comparison, ("conversion",)),
         "algorithm_comparison": (figures.algorithm_comparison, ("conversion",)),
@@ -99,6 +100,12 @@ def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None
         except NothingToDraw:
             continue  # a study without scores, or without a sweep, has no such figure
     return found
+
+
+def of_main_contrast(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main contrast's arms; the whole table where one of them was not run."""
+    arms = {TREATMENT, REFERENCE}
+    return table[table["arm"].isin(arms)] if arms <= set(table["arm"]) else table
 
 
 def write_part(

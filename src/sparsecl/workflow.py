@@ -71,9 +71,12 @@ class Plan:
         return self.study.base_threads if owns_base else 1
 
     def priority(self, notebook: str, replicate: str) -> int:
-        """The validation replicate first, because every stream waits for its learning rate; then replicate after replicate."""
+        """The validation replicate first, because every stream waits for its learning rate; then replicate after replicate.
+
+        The last ones lead: they run the main protocol alone, so its contrasts are there and published before the further streams.
+        """
         names = [str(name) for name in self.study.replicate_names()]
-        return len(names) - names.index(replicate)
+        return len(names) if replicate == VALIDATION else names.index(replicate)
 
     def code(self, notebook: str) -> str:
         return notebook_digest(REPOSITORY / "notebooks" / f"{notebook}.ipynb")
