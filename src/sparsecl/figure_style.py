@@ -130,7 +130,7 @@ def arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
 
 def streamed_arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
     """Arms of a stream's table: dense ones, recovered ones from the freest topology to the coarsest, then the controls of these."""
-    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *MASKED_UPDATES, *SPARSE_LINEAGES]
+    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *SPARSE_LINEAGES, *MASKED_UPDATES]
 
     def place(arm: Arm) -> tuple:
         within = freedom(arm.topology) if arm.name == f"S1-{arm.topology}" else (lineages.index(arm.lineage),)
