@@ -11,6 +11,7 @@ import pytest
 from example_streams import example_streams
 from example_tables import DOMAINS, example_tables
 from scipy import stats
+from test_publication import TEXT, keys_in
 
 from sparsecl import paper_arms, paper_tables, paper_tables_streams, paper_verdicts, verdict
 from sparsecl.anova import anova_effects, forgetting_curves
@@ -55,7 +56,7 @@ def verdicts(tables):
 
 @pytest.fixture(scope="module")
 def values(study, tables, verdicts):
-    return part_values(study, tables, verdicts, {"margin": "5.0"}, STATEMENTS)
+    return part_values(study, tables, verdicts, {"margin": "5.0", "alpha": "0.05", "status": "registered"}, STATEMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,20 @@ def assert_difference(values, prefix, differences):
     low, high = interval_of(differences)
     expected = (points(np.mean(differences), True), points(low, True), points(high, True), count(len(differences)))
     assert tuple(values[f"{prefix}/{name}"] for name in ("estimate", "ci_low", "ci_high", "n")) == expected
+
+
+# The text
+
+
+def test_all_values_that_the_text_needs_are_measured_by_a_full_study(values):
+    needed = {key.removeprefix("main/") for key in keys_in(TEXT) if key.startswith("main/")}
+    absent_values = {name for name in needed if values.get(name) is None}
+    constant = {f"general_retention/S1-2of4-minus-D1/{end}" for end in ("ci_low", "ci_high")}  # does not vary in the example
+    assert absent_values <= constant | {"verdict/missing_controls"}, "all controls were run"
+
+
+def test_every_table_of_the_text_is_made(made):
+    assert set(re.findall(r"\\papertable{main/(\w+)}", TEXT)) <= set(made)
 
 
 # Keys
@@ -453,7 +468,7 @@ def test_a_smaller_study_leaves_dashes(values):
         assert not [key for key, value in smaller.items() if key.startswith(prefix) and value is not None], prefix
     assert smaller["crossover/S1-2of4-minus-D1/replicates"] == "3" and smaller["own/D1/mean"]
     assert set(paper_tables.part_tables(study, tables)) & STREAM_TABLES == {"efficiency", "fractions"}
-    assert absent(values) < absent(smaller)
+    assert len(absent(values)) < len(absent(smaller))
 
 
 def test_further_streams_of_one_replicate_have_no_intervals(study):
@@ -475,6 +490,14 @@ def test_tables_may_be_missing(study, tables, values, missing):
     assert found["own/D1/mean"] == values["own/D1/mean"]
     assert len(absent(values)) < len(absent(found))
     assert paper_tables.part_tables(study, rest)["controls"]
+
+
+def test_a_topology_alone_is_no_dose(tables):
+    main = main_metrics(tables["metrics"], 100)
+    usual = main[main["arm"].isin(["D1", "S1-2of4", "S1-unstructured", "S1-4of8"])]
+    assert paper_tables_streams.doses_table(usual) is None and paper_tables_streams.doses_table(main)
+    assert paper_tables_streams.controls_table(usual, tables["tests"]) is None
+    assert paper_tables_streams.stream_topologies_table(usual, tables["tests"])
 
 
 def test_metrics_of_losses_alone_have_no_frontier(study, tables):

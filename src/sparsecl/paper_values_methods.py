@@ -20,6 +20,7 @@ from sparsecl.protocol import ORDER, main_protocol
 
 METHOD_METRICS = ("own", "final", "forgetting", "acc")
 METHOD_ARMS = (REFERENCE, TREATMENT)
+USUAL_ARMS = (REFERENCE, TREATMENT, "S1-unstructured")  # of the usual dose and budget
 DOSE_METRICS = ("own", "final", "forgetting")
 BUDGET_ARMS = tuple(arm for pair in BUDGETS.values() for arm in pair)
 DOSE_CONTRASTS = tuple((arm, REFERENCE) for arm in DOSE_ARMS if arm != REFERENCE)
@@ -127,6 +128,6 @@ def _dose_names(prefix: str, arms: Iterable[str], contrasts: Iterable[tuple[str,
 
 
 def dose_results(main: pd.DataFrame, arms: tuple[str, ...]) -> dict[str, Sample]:
-    """Samples of those of `arms` that were run, over the replicates that ran them all; empty where no more than the main pair was."""
+    """Samples of those of `arms` that were run, over the replicates that ran them all; empty where no other dose or budget was."""
     samples = {metric: stream_sample(main, metric).of(arms) for metric in DOSE_METRICS}
-    return samples if any(set(sample.wide) - set(METHOD_ARMS) for sample in samples.values()) else {}
+    return samples if any(set(sample.wide) - set(USUAL_ARMS) for sample in samples.values()) else {}
