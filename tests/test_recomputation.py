@@ -305,16 +305,19 @@ def test_letters(compared):
 
 # Two metrics of the leading hypothesis on three contrasts, by (mean difference of forgetting, of final) and their spread.
 PLANTED = [*product((-0.12, -0.06, 0.0, 0.12), (-0.12, 0.0, 0.12), (0.01, 0.04))]
+SHARES = (0.0, 0.3, 1.0)  # of the effect that the controls have too: at 1 they are level with the sparse arm
 
 
-def planted_metrics(generator: np.random.Generator, effects: tuple[float, float], sd: float, replicates: int) -> pd.DataFrame:
-    """Values over domains of all arms of H1; the controls differ a little among each other, and one may be level with the sparse arm."""
+def planted_metrics(
+    generator: np.random.Generator, effects: tuple[float, float], sd: float, replicates: int, share: float = 0.0
+) -> pd.DataFrame:
+    """Values over domains of all arms of H1; the strict controls have a share of the sparse arm's effects."""
     parts, own = [], {"method": "full", "order": "main", "stage_steps": 100, "domain": "", "kind": "all"}
     for metric, base, effect in (("forgetting", 0.5, effects[0]), ("final", 0.4, effects[1])):
         common = generator.normal(base, 0.05, replicates)
         for arm in ("S1-2of4", "D1", "Dnz-0.5", "Df-0.5"):
-            share = 0.0 if arm == "D1" else generator.choice([0.0, 0.3, 1.0]) if arm.startswith("D") else 1.0
-            values = common + share * effect + generator.normal(0, sd, replicates)
+            part = {"D1": 0.0, "S1-2of4": 1.0}.get(arm, share)
+            values = common + part * effect + generator.normal(0, sd, replicates)
             parts.append(pd.DataFrame({"arm": arm, "seed": range(replicates), "metric": metric, "value": values} | own))
     return pd.concat(parts, ignore_index=True)
 
@@ -325,8 +328,8 @@ def test_letters_of_planted_effects():
     leading = dict(list(example.registration["hypotheses"].items())[:1])
     registration = example.registration | {"hypotheses": leading}
     found = []
-    for *effects, sd in PLANTED:
-        table = planted_metrics(generator, effects, sd, replicates=6)
+    for case, (*effects, sd) in enumerate(PLANTED):
+        table = planted_metrics(generator, effects, sd, replicates=6, share=SHARES[case % len(SHARES)])
         again = verdicts(tidied(table), pd.DataFrame(), registration)
         assert letters_of(table, None, registration) == again, (effects, sd)
         found += again.values()
