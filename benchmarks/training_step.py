@@ -183,7 +183,18 @@ def main() -> int:
         ratios = seconds[name] / seconds[variant.beside]
         interval = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)  # of the median; q is the tested value, not used
         once = once_a_stage(variant) / (STAGE * np.median(seconds[variant.beside]))
-        table.append((name, 1000 * np.median(seconds[name]), variant.beside, np.median(ratios), interval.low, interval.high, variant.limit, 100 * once))
+        table.append(
+            (
+                name,
+                1000 * np.median(seconds[name]),
+                variant.beside,
+                np.median(ratios),
+                interval.low,
+                interval.high,
+                variant.limit,
+                100 * once,
+            )
+        )
     names = ["step", "median ms", "beside", "ratio", "low", "high", "at most", f"once, % of {STAGE} steps"]
     table = pd.DataFrame(table, columns=names)
     print(table.round(3).to_string(index=False, na_rep="-"))

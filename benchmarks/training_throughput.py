@@ -101,7 +101,11 @@ def seconds_of_turn(study: Study, tokenizer, case: Case, number: int, folder: st
     chosen = [pool[index] for index in draw.choice(len(pool), case.settings.steps * case.settings.batch, replace=False)]
     sorted_plan = plan_batches([len(row.ids) for row in chosen], case.settings.steps, case.settings.batch, draw)
     random_plan = np.array_split(draw.permutation(len(chosen)), case.settings.steps)
-    ours = {OURS: (sorted_plan, case.settings.prompt_weight), UNSORTED: (random_plan, case.settings.prompt_weight), ALL_LOGITS: (random_plan, 1.0)}
+    ours = {
+        OURS: (sorted_plan, case.settings.prompt_weight),
+        UNSORTED: (random_plan, case.settings.prompt_weight),
+        ALL_LOGITS: (random_plan, 1.0),
+    }
     found = {}
     for name in draw.permutation([*ours, TRAINER, GROUPED]):
         model = fresh_model(study, tokenizer)
@@ -170,7 +174,10 @@ def main() -> int:
     speed = pd.concat(tables)
     slow = speed[speed["ours is faster by"] < speed["at least"]]
     padded = shares[shares["most of any replicate"] >= 100 * MOST_PADDING]
-    for missed in (*slow["training"].add(f": less than {LEAST_RATIO} times the Trainer's throughput"), *padded.index + ": too much padding"):
+    for missed in (
+        *slow["training"].add(f": less than {LEAST_RATIO} times the Trainer's throughput"),
+        *padded.index + ": too much padding",
+    ):
         print(f"limit missed: {missed}")
     return 1 if len(slow) or len(padded) else 0
 

@@ -247,13 +247,17 @@ def bootstrapped_forgetting(
     own one is kept as it was measured.
     """
     chosen = items[items["arm"].isin([treatment, control]) & (items["method"] == "full") & (items["order"] == "main")]
-    lengths = {run.arm: run.stage_steps for run in main_runs(list({run_of(row) for row in rows(chosen.drop_duplicates(list(Run._fields)))}))}
+    lengths = {
+        run.arm: run.stage_steps for run in main_runs(list({run_of(row) for row in rows(chosen.drop_duplicates(list(Run._fields)))}))
+    }
     chosen = chosen[chosen["stage_steps"] == chosen["arm"].map(lengths)]
     falls: dict[str, dict[str, list[np.ndarray]]] = {}
     for (seed, domain, _kind), cell in chosen.groupby(["seed", "domain", "kind"]):
         by_arm = []
         for arm in (treatment, control):
-            stages = {stage: rows_of.set_index("item")["correct"].astype(float) for stage, rows_of in cell[cell["arm"] == arm].groupby("stage")}
+            stages = {
+                stage: rows_of.set_index("item")["correct"].astype(float) for stage, rows_of in cell[cell["arm"] == arm].groupby("stage")
+            }
             by_arm.append((stages[min(stages)] - stages[max(stages)]) if len(stages) == 2 else None)
         if by_arm[0] is not None and by_arm[1] is not None:  # the last domain has one stage, a replicate may have run one arm
             falls.setdefault(seed, {}).setdefault(domain, []).append((by_arm[0] - by_arm[1]).to_numpy())

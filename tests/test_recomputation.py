@@ -284,10 +284,10 @@ def test_anova(compared):
     hypothesis = compared.registration["hypotheses"][written["hypothesis"].iloc[0].removesuffix(" anova")]
     again = anova(curves_of_forgetting(compared.tables["accuracy"], hypothesis["arms"], compared.registration["kind"]))
     table = written.set_index("contrast")
-    for place, effect in enumerate(("topology", "topology * stage")):
+    for index, effect in enumerate(("topology", "topology * stage")):
         row = table.loc[effect]
-        pairs = [(row["estimate"], again.f[place]), (row["p"], again.p[place]), (row["effect"], again.eta[place])]
-        assert all(agrees(*pair, 1e-7) for pair in pairs) and agrees(row["p_corrected"], again.corrected[place], 1e-7), (effect, pairs)
+        pairs = [(row["estimate"], again.f[index]), (row["p"], again.p[index]), (row["effect"], again.eta[index])]
+        assert all(agrees(*pair, 1e-7) for pair in pairs) and agrees(row["p_corrected"], again.corrected[index], 1e-7), (effect, pairs)
         assert row["n"] == again.n
 
 
@@ -341,9 +341,15 @@ def planted_streams(generator: np.random.Generator, falls: Mapping[str, float], 
     domains, found = "abcde", []
     for arm, fall in falls.items():
         keys = {"arm": arm, "topology": arm[3:], "algorithm": "", "density": 0.5, "method": "full", "order": "main", "stage_steps": 100}
-        for seed, stage, place in product(range(replicates), range(6), range(5)):
-            score = 0.1 if stage <= place else 0.8 - fall * (stage - place - 1)
-            here = {"seed": seed, "base": seed, "stage": stage, "stage_domain": "".join(domains[stage - 1 : stage]), "domain": domains[place]}
+        for seed, stage, own in product(range(replicates), range(6), range(5)):
+            score = 0.1 if stage <= own else 0.8 - fall * (stage - own - 1)
+            here = {
+                "seed": seed,
+                "base": seed,
+                "stage": stage,
+                "stage_domain": "".join(domains[stage - 1 : stage]),
+                "domain": domains[own],
+            }
             found.append(keys | here | {"kind": "all", "score": score + noise * generator.normal(), "n": 100, "nll": 1.0})
     return pd.DataFrame(found)
 
