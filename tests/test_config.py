@@ -81,7 +81,7 @@ def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settin
         "arms": ["D0", "D1", "S1-2of4", "S1-block16"],
         "comparison": {"replicates": 2, "arms": ["S1-6of8", "S1-2of4-random"]},
     }
-    settings["continual"]["further"] = {}
+    settings["continual"] |= {"arms": ["D1", "S1-2of4"], "further": {}}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(settings))
     study = load_study(path)
