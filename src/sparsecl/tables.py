@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sparsecl.config import VALIDATION, Study
+from sparsecl.config import VALIDATION, Study, replicate_name
 from sparsecl.efficiency import joint_efficiency_rows
 from sparsecl.metrics import metrics_table
 from sparsecl.published_replicates import is_published
@@ -157,7 +157,12 @@ def _published_rows(study: Study, replicate: int | str) -> dict[str, list[pd.Dat
     frames = {
         table: read_table(table, directory) for table in COLUMNS if table != "learning_rate" and (directory / file_name(table)).is_file()
     }
-    return {table: [frame[frame["seed"].astype(str) == str(replicate)]] for table, frame in frames.items()}
+    return {table: [_as_in_records(frame[frame["seed"].astype(str) == str(replicate)])] for table, frame in frames.items()}
+
+
+def _as_in_records(frame: pd.DataFrame) -> pd.DataFrame:
+    """A base is a number again, as it is in a record: else published rows would sort behind those of a run."""
+    return frame.assign(base=frame["base"].map(replicate_name)) if "base" in frame else frame
 
 
 def is_finished(study: Study, tree: Tree, replicate: int | str) -> bool:
