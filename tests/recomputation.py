@@ -59,13 +59,15 @@ def run_of(row: SimpleNamespace) -> Run:
 
 
 def main_lengths(runs: Sequence[Run], usual: int | None = None) -> dict[str, int]:
-    """Of each arm the stage length that most replicates ran in the main protocol; among equals `usual`, else ValueError."""
+    """Of each arm that ran several stage lengths in a replicate the one that most ran; among equals `usual`, else ValueError."""
     replicates: dict[str, dict[int, set[str]]] = {}
     for run in runs:
         if (run.method, run.order) == MAIN:
             replicates.setdefault(run.arm, {}).setdefault(run.stage_steps, set()).add(run.seed)
     found = {}
     for arm, lengths in replicates.items():
+        if len(set().union(*lengths.values())) == sum(map(len, lengths.values())):
+            continue  # one length in every replicate, be it not the same one
         most = [length for length, seeds in lengths.items() if len(seeds) == max(map(len, lengths.values()))]
         if len(most) > 1 and usual not in most:
             raise ValueError(f"{arm}: equally many replicates ran the stage lengths {sorted(most)}")
@@ -75,7 +77,7 @@ def main_lengths(runs: Sequence[Run], usual: int | None = None) -> dict[str, int
 
 def main_runs(runs: Sequence[Run], usual: int | None = None) -> set[Run]:
     lengths = main_lengths(runs, usual)
-    return {run for run in runs if (run.method, run.order) == MAIN and lengths[run.arm] == run.stage_steps}
+    return {run for run in runs if (run.method, run.order) == MAIN and lengths.get(run.arm, run.stage_steps) == run.stage_steps}
 
 
 class Scores:

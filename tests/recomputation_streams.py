@@ -40,10 +40,11 @@ def frontier_distances(metrics: pd.DataFrame, treatment: str, control: str, outc
 def order_cells(metrics: pd.DataFrame, arm: str, metric: str) -> np.ndarray:
     """Values of one arm by replicate and order, at its main stage length, of the replicates that ran further orders."""
     values = {run: value for run, value in over_domains(metrics, metric).items() if run.arm == arm and run.method == "full"}
-    length = main_lengths(list(values))[arm]
+    length = main_lengths(list(values)).get(arm)
+    cells = {(run.order, run.seed): value for run, value in values.items() if length in (None, run.stage_steps)}
     orders = sorted({run.order for run in values})
     seeds = sorted({run.seed for run in values if run.order != "main"})
-    return np.array([[values[Run(arm, "full", order, length, seed)] for order in orders] for seed in seeds])
+    return np.array([[cells[order, seed] for order in orders] for seed in seeds])
 
 
 def variance_components(cells: np.ndarray, confidence: float = 0.95) -> dict[str, tuple[float, float, float]]:

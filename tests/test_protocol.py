@@ -34,6 +34,12 @@ def test_replicates_count_not_rows():
     assert set(main_protocol(many_rows)["stage_steps"]) == {100, 63}
 
 
+def test_arms_of_equal_flops_may_differ_by_a_step_between_replicates():
+    matched = streams(("Sf-2of4", "full", "main", 176, (0, 1, 2)), ("Sf-2of4", "full", "main", 177, (3, 4)))
+    assert main_protocol(pd.concat([FRAME, matched])).value_counts("arm")["Sf-2of4"] == 5
+    assert len(main_protocol(matched[matched["seed"].isin([2, 3])])) == 2
+
+
 def test_another_method_or_order_has_a_main_stage_length_too():
     assert len(main_protocol(FRAME, method="lora")) == 3
     assert len(main_protocol(FRAME, order="williams-2")) == 3

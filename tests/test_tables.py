@@ -123,6 +123,21 @@ def test_what_is_published_is_run_again_unless_the_run_publishes(study_tree, mon
     assert going_on.upstream("03_continual", "1") == ["replicate-1/02_recover.json"]  # not the validation replicate
 
 
+def test_a_publication_that_fails_does_not_stop_the_run(study_tree, monkeypatch, capsys):
+    watch = workflow.Publication(workflow.Plan(STUDY, "smoke", str(study_tree.root.parent), None, pdf=False, publishes=True))
+    watch._known = set()  # as before the first replicate was finished
+
+    def fail(*_):
+        raise ValueError("two rows of one key")
+
+    monkeypatch.setattr(tables, "publish_finished", fail)
+    watch()
+    assert capsys.readouterr().err == "not published now, the run goes on: two rows of one key\n"
+    monkeypatch.undo()
+    watch()
+    assert capsys.readouterr().err == "", "it is tried again when one more replicate is finished"
+
+
 def test_nothing_is_published_before_the_first_replicate_of_the_results(study_tree):
     for replicate in (0, 1):
         study_tree.path(f"replicate-{replicate}", "04_probe.json").unlink()

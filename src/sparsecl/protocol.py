@@ -13,15 +13,17 @@ ORDER = "main"
 def main_protocol(frame: pd.DataFrame, method: str = METHOD, order: str = ORDER, stage_steps: int | None = None) -> pd.DataFrame:
     """The rows of one method and order, for each arm those of its main stage length; index and columns are kept.
 
-    `frame` is any table with `arm`, `method`, `order`, `stage_steps` and `seed`. The main stage length of an arm is
-    the one with the most replicates: other lengths run on fewer, and arms matched in FLOPs have a length of their own.
+    `frame` is any table with `arm`, `method`, `order`, `stage_steps` and `seed`. An arm that ran one length in every replicate
+    has no other: arms matched in FLOPs have a length of their own, which may differ by a step between replicates. Else
+    the main stage length is the one with the most replicates: other lengths run on fewer.
     Where that leaves a choice, as in the tables of a single replicate, `stage_steps` (the study's own length) makes it;
     without it ValueError names the arm and its lengths.
     """
     rows = frame[(frame["method"] == method) & (frame["order"] == order)]
-    replicates = rows.groupby(["arm", "stage_steps"])["seed"].nunique()
-    lengths = {arm: _main_length(arm, counts.droplevel("arm"), stage_steps) for arm, counts in replicates.groupby(level="arm")}
-    return rows[rows["stage_steps"] == rows["arm"].map(lengths)]
+    runs = rows[["arm", "seed", "stage_steps"]].drop_duplicates()
+    several = runs.loc[runs.duplicated(["arm", "seed"]), "arm"].unique()
+    lengths = {arm: _main_length(arm, runs[runs["arm"] == arm]["stage_steps"].value_counts(), stage_steps) for arm in several}
+    return rows[rows["stage_steps"] == rows["arm"].map(lengths).fillna(rows["stage_steps"])]
 
 
 def _main_length(arm: str, replicates: pd.Series, stage_steps: int | None) -> int:

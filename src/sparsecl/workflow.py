@@ -239,8 +239,12 @@ class Publication:
         finished = self._finished()
         if finished > self._known:
             self._known = finished
-            done = publish_finished(self._plan.study, self._plan.tree)
-            print(f"published so far: replicates {_named(done)}", flush=True)
+            try:
+                done = publish_finished(self._plan.study, self._plan.tree)
+            except (ValueError, BrokenFile) as error:  # what is run is worth more than its early publication
+                print(f"not published now, the run goes on: {error}", file=sys.stderr, flush=True)
+            else:
+                print(f"published so far: replicates {_named(done)}", flush=True)
 
 
 def _named(replicates: Sequence[int | str]) -> str:
