@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from sparsecl.protocol import main_protocol
+from sparsecl.protocol import main_protocol, one_length_a_run
 
 
 def streams(*rows):
@@ -38,6 +38,10 @@ def test_arms_of_equal_flops_may_differ_by_a_step_between_replicates():
     matched = streams(("Sf-2of4", "full", "main", 176, (0, 1, 2)), ("Sf-2of4", "full", "main", 177, (3, 4)))
     assert main_protocol(pd.concat([FRAME, matched])).value_counts("arm")["Sf-2of4"] == 5
     assert len(main_protocol(matched[matched["seed"].isin([2, 3])])) == 2
+    named = one_length_a_run(pd.concat([FRAME, matched], ignore_index=True))
+    assert named.value_counts("arm")["Sf-2of4"] == 5 and set(named[named["arm"] == "Sf-2of4"]["stage_steps"]) == {176}
+    rest = named[named["arm"] != "Sf-2of4"]
+    pd.testing.assert_frame_equal(rest, FRAME.loc[rest.index], check_dtype=True)
 
 
 def test_another_method_or_order_has_a_main_stage_length_too():

@@ -151,6 +151,8 @@ def test_summary_table():
     assert (reread["domain"] == "").all() and reread["mean"].notna().any(), "an empty domain comes back from a CSV file as NaN"
     with pytest.raises(ValueError, match="repeat"):
         statistics.summary_table(pd.concat([table, table]))
+    single = statistics.summary_table(metrics_rows([0.3])).iloc[0]
+    assert single["mean"] == 0.3 and single["n"] == 1 and math.isnan(single["sd"]) and math.isnan(single["ci_low"])
 
 
 def test_metric_by_seed_refuses_a_mixture_of_runs():

@@ -16,6 +16,7 @@ from sparsecl.preregistration import Preregistration, exploratory_analysis, load
 from sparsecl.publication import part_figures, write_part
 from sparsecl.records import sha256_of, write_atomically, write_record
 from sparsecl.registration_history import RegistrationCheck, check_registration
+from sparsecl.protocol import one_length_a_run
 from sparsecl.statistics import summary_table
 from sparsecl.study_files import load_study
 from sparsecl.tables import chance_scores, read_tables, tables_directory
@@ -83,7 +84,7 @@ def analyse(statistics: StudyTables) -> Analysis:
     shown = metrics[metrics["metric"].isin(SHOWN_METRICS) & (metrics["domain"] == "") & (metrics["kind"] == "all")]
     tests = tests_table(metrics, registration, tables.get("items"), accuracy)
     verdicts = compute_verdicts(metrics, registration, accuracy)
-    return Analysis(summary_table(shown), tests, verdicts, registration.margin, statistics.registration_check)
+    return Analysis(summary_table(one_length_a_run(shown)), tests, verdicts, registration.margin, statistics.registration_check)
 
 
 def draw_figures(statistics: StudyTables) -> dict[str, Figure]:

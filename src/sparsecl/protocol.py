@@ -26,6 +26,19 @@ def main_protocol(frame: pd.DataFrame, method: str = METHOD, order: str = ORDER,
     return rows[rows["stage_steps"] == rows["arm"].map(lengths).fillna(rows["stage_steps"])]
 
 
+def one_length_a_run(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the most frequent stage length where an arm's replicates ran one length each, which may differ by a step.
+
+    For tables that group by stage length; the shorter of two equally frequent lengths.
+    """
+    runs = frame[["arm", "method", "order", "seed", "stage_steps"]].drop_duplicates()
+    lengths = runs.groupby(["arm", "method", "order"]).agg(
+        usual=("stage_steps", lambda steps: steps.mode().min()), single=("seed", lambda seeds: seeds.is_unique)
+    )
+    of_row = frame[["arm", "method", "order"]].merge(lengths, left_on=["arm", "method", "order"], right_index=True, how="left")
+    return frame.assign(stage_steps=frame["stage_steps"].where(~of_row["single"].to_numpy(dtype=bool), of_row["usual"].to_numpy()))
+
+
 def _main_length(arm: str, replicates: pd.Series, stage_steps: int | None) -> int:
     """The stage length with the most replicates; `replicates` counts them by length."""
     most = replicates[replicates == replicates.max()].index

@@ -59,6 +59,7 @@ def summary_table(metrics: pd.DataFrame, confidence: float = 0.95) -> pd.DataFra
     """Mean, sd, ci_low, ci_high, n over replicates per arm, method, order, stage length, domain, kind and metric.
 
     NaN (an undefined ratio) in any replicate leaves all but n empty: a mean over the rest compares different replicates.
+    A single replicate has a mean and no spread.
     """
     keys = [*_RUN, "domain", "kind", "metric"]
     rows, metrics = [], metrics.assign(domain=metrics["domain"].astype(object).fillna(""))  # empty and absent are one in a CSV file
@@ -66,9 +67,13 @@ def summary_table(metrics: pd.DataFrame, confidence: float = 0.95) -> pd.DataFra
         values = group["value"].to_numpy(dtype=float)
         if group["seed"].duplicated().any():
             raise ValueError(f"seeds {group['seed'].tolist()} repeat in {dict(zip(keys, key, strict=True))}; give every replicate once")
-        interval = t_interval(values, confidence) if np.isfinite(values).all() else Interval(*[math.nan] * 4, n=len(values))
+        interval = t_interval(values, confidence) if len(values) > 1 and np.isfinite(values).all() else _no_interval(values)
         rows.append((*key, interval.mean, interval.sd, interval.low, interval.high, interval.n))
     return pd.DataFrame(rows, columns=[*keys, "mean", "sd", "ci_low", "ci_high", "n"])
+
+
+def _no_interval(values: np.ndarray) -> Interval:
+    return Interval(float(values.mean()), math.nan, math.nan, math.nan, n=len(values))
 
 
 def paired_contrast(
