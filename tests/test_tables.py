@@ -87,6 +87,17 @@ def test_published_rows_stand_in_for_replicates_that_were_not_run(study_tree):
     assert contents(study_tree.path("results")) == complete
 
 
+def test_replicates_are_numbers_wherever_their_rows_come_from():
+    """Read from a file in which a column also names the validation replicate, all its replicates are text."""
+    replicates = [VALIDATION, *range(12)]
+    frame = pd.DataFrame({"seed": replicates, "domain": "code", "kind": "ability", "value": 0.5})
+    as_run, as_read = tables.tidy("chance", frame), tables.tidy("chance", frame.assign(seed=frame["seed"].astype(str)))
+    pd.testing.assert_frame_equal(as_run, as_read)
+    assert as_read["seed"].tolist() == [*range(12), VALIDATION]
+    numbers = frame[1:]
+    assert tables.tidy("chance", numbers.assign(seed=numbers["seed"].astype(str)))["seed"].dtype == "int64"
+
+
 def test_finished_replicates_are_published_while_others_are_not(study_tree):
     """A long run publishes what it has; the rows of a replicate are the same as in the complete tables."""
     tables.compile_tables(STUDY, study_tree)

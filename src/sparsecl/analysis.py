@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from sparsecl.config import Study
 from sparsecl.decision import Verdict
 from sparsecl.preregistration import Preregistration, exploratory_analysis, load_preregistration
+from sparsecl.protocol import one_length_a_run
 from sparsecl.publication import part_figures, write_part
 from sparsecl.records import sha256_of, write_atomically, write_record
 from sparsecl.registration_history import RegistrationCheck, check_registration
-from sparsecl.protocol import one_length_a_run
 from sparsecl.statistics import summary_table
 from sparsecl.study_files import load_study
 from sparsecl.tables import chance_scores, read_tables, tables_directory

@@ -131,10 +131,18 @@ def tidy(table: str, rows: Sequence[dict] | pd.DataFrame) -> pd.DataFrame:
             f"table {table}: columns {sorted(set(frame.columns) ^ set(COLUMNS[table]))} differ from the contract; "
             "delete the record and run again"
         )
-    frame = frame[list(COLUMNS[table])]
+    frame = frame[list(COLUMNS[table])].assign(**{column: _replicates(frame[column]) for column in ("seed", "base") if column in frame})
     keys = [column for column in frame.columns if column not in VALUES]
     # Seeds are numbers except the validation replicate's, and stages sort as numbers.
     return frame.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _replicates(names: pd.Series) -> pd.Series:
+    """Replicates as numbers, whether they come from a record or were read from a column that also names `validation`.
+
+    One order and one type of rows, wherever they come from.
+    """
+    return names.astype(object).map({name: replicate_name(name) for name in names.unique()}).infer_objects()
 
 
 def _rows_of_replicate(study: Study, tree: Tree, replicate: int | str) -> dict[str, list[pd.DataFrame]]:
@@ -152,17 +160,10 @@ def _rows_of_replicate(study: Study, tree: Tree, replicate: int | str) -> dict[s
 
 def _published_rows(study: Study, replicate: int | str) -> dict[str, list[pd.DataFrame]]:
     directory = published(study.name)
-    if replicate == VALIDATION:
-        return {"learning_rate": [read_table("learning_rate", directory)]}
-    frames = {
-        table: read_table(table, directory) for table in COLUMNS if table != "learning_rate" and (directory / file_name(table)).is_file()
-    }
-    return {table: [_as_in_records(frame[frame["seed"].astype(str) == str(replicate)])] for table, frame in frames.items()}
-
-
-def _as_in_records(frame: pd.DataFrame) -> pd.DataFrame:
-    """A base is a number again, as it is in a record: else published rows would sort behind those of a run."""
-    return frame.assign(base=frame["base"].map(replicate_name)) if "base" in frame else frame
+    frames = {table: read_table(table, directory) for table in COLUMNS if (directory / file_name(table)).is_file()}
+    swept = frames.pop("learning_rate", None)  # has no seed: it is the validation replicate's own
+    rows = {table: [frame[frame["seed"].astype(str) == str(replicate)]] for table, frame in frames.items()}
+    return rows | ({"learning_rate": [swept]} if replicate == VALIDATION and swept is not None else {})
 
 
 def is_finished(study: Study, tree: Tree, replicate: int | str) -> bool:
