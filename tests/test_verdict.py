@@ -84,6 +84,14 @@ def test_c_under_one_strict_control_is_enough_and_is_corrected():
     assert borderline[4].p < 0.05 and decided(*borderline).letter == "undecided", "one of six tests at p = 0.03 is expected by chance"
 
 
+def test_what_keeps_a_control_from_a_and_from_c_is_said():
+    """A control that forgets less and keeps less is not better; one that forgets alike and keeps less is not level."""
+    trade = decided(*pairs(-0.1, 0.02, ("D1", "Dnz-0.5")), *pairs(0.2, 0.1, ("Df-0.5",)))
+    assert trade.letter == "undecided" and "Df-0.5: forgets more, but keeps more" in trade.sentence
+    alike = decided(*pairs(-0.1, 0.02, ("D1", "Df-0.5")), *pairs(-0.005, 0.1, ("Dnz-0.5",), error=0.01))
+    assert alike.letter == "undecided" and "Dnz-0.5: forgetting lies within the margin, but keeps more" in alike.sentence
+
+
 def test_undecided_plans_a_new_study_at_the_margin():
     result = decided(*pairs(-0.05, -0.01, error=0.03))
     assert result.letter == "undecided"

@@ -48,4 +48,4 @@ def wrong_replicates(contrasts: Sequence[Contrast], registered: Mapping[str, int
 
 def in_points(contrast: Contrast) -> str:
     """The difference with its interval, in percentage points."""
-    return f"{contrast.metric} {100 * contrast.estimate:+.1f} [{100 * contrast.low:+.1f}, {100 * contrast.high:+.1f}]"
+    return f"{contrast.metric.replace('_', ' ')} {100 * contrast.estimate:+.1f} [{100 * contrast.low:+.1f}, {100 * contrast.high:+.1f}]"

@@ -60,6 +60,10 @@ class _Measured:
         upwards = sign * self.metric.sign > 0
         return _or_one(self.contrast.p_above(-self.margin) if upwards else self.contrast.p_below(self.margin))
 
+    @property
+    def name(self) -> str:
+        return self.metric.metric.replace("_", " ")
+
     def words(self, better: bool) -> str:
         return _WORDS.get(self.metric.metric, (f"is better in {self.metric.metric}", f"is worse in {self.metric.metric}"))[not better]
 
@@ -109,11 +113,12 @@ class _Comparison:
         if self.improves:
             link = "and" if self.kept.p_better(-1, self.alpha) < self.alpha else "but perhaps"
             return "" if self.treatment_better else f"{self.improved.words(True)}, {link} {self.kept.words(False)}"
+        gains = f"but {self.kept.words(True)}" if self.kept.p_better(1, self.alpha) < self.alpha else ""
         if self.improved.p_better(-1, self.alpha) < self.alpha:
-            return f"{self.improved.words(False)}, before correction for the number of contrasts"
+            return f"{self.improved.words(False)}, {gains or 'before correction for the number of contrasts'}"
         if self.improved.p_equivalent < self.alpha:
-            return f"{self.improved.metric.metric} lies within the margin, {self.kept.metric.metric} is not shown to"
-        return f"the interval of {self.improved.metric.metric} excludes neither 0 nor the margin"
+            return f"{self.improved.name} lies within the margin, {gains or f'{self.kept.name} is not shown to'}"
+        return ", ".join(filter(None, (f"the interval of {self.improved.name} excludes neither 0 nor the margin", gains)))
 
     @property
     def numbers(self) -> str:
