@@ -71,12 +71,16 @@ class Plan:
         return self.study.base_threads if owns_base else 1
 
     def priority(self, notebook: str, replicate: str) -> int:
-        """The validation replicate first, because every stream waits for its learning rate; then replicate after replicate.
+        """The validation replicate first, because every stream waits for its learning rate.
 
-        The last ones lead: they run the main protocol alone, so its contrasts are there and published before the further streams.
+        A run that publishes then finishes replicate after replicate, the last ones first: they run the main protocol alone. In any
+        other run all move along together, notebook after notebook, so that no core is idle at the end.
         """
         names = [str(name) for name in self.study.replicate_names()]
-        return len(names) if replicate == VALIDATION else names.index(replicate)
+        if replicate == VALIDATION:
+            return len(names) * len(NOTEBOOKS)
+        place = names.index(replicate)
+        return place if self.publishes else (len(NOTEBOOKS) - NOTEBOOKS.index(notebook)) * len(names) - 1 - place
 
     def code(self, notebook: str) -> str:
         return notebook_digest(REPOSITORY / "notebooks" / f"{notebook}.ipynb")
