@@ -108,6 +108,8 @@ class Anova:
     f: tuple[float, float]
     p: tuple[float, float]  # after Greenhouse and Geisser
     eta: tuple[float, float]  # generalised
+    degrees: tuple[int, int]  # of the effects; those of their errors are n - 1 times as many
+    epsilon: tuple[float, float]  # of Greenhouse and Geisser
 
     @property
     def corrected(self) -> list[float]:
@@ -140,7 +142,7 @@ def anova(cells: np.ndarray) -> Anova:
     stage_error = a * ((of[1,] - grand) ** 2).sum() - subject - stage
     both_error = ((cells - grand) ** 2).sum() - subject - topology - stage - both - topology_error - stage_error
     errors = subject + topology_error + stage_error + both_error
-    f, p, eta = [], [], []
+    f, p, eta, sizes, corrections = [], [], [], [], []
     for effect, error, contrasts in (
         (topology, topology_error, np.kron(orthonormal(a), np.full((1, b), 1 / math.sqrt(b)))),
         (both, both_error, np.kron(orthonormal(a), orthonormal(b))),
@@ -150,7 +152,9 @@ def anova(cells: np.ndarray) -> Anova:
         epsilon = greenhouse_geisser(cells.reshape(n, a * b) @ contrasts.T)
         p.append(float(stats.f.sf(f[-1], degrees * epsilon, degrees * (n - 1) * epsilon)))
         eta.append(float(effect / (effect + errors)))
-    return Anova(n, tuple(f), tuple(p), tuple(eta))
+        sizes.append(degrees)
+        corrections.append(epsilon)
+    return Anova(n, *map(tuple, (f, p, eta, sizes, corrections)))
 
 
 def orthonormal(levels: int) -> np.ndarray:
