@@ -27,3 +27,10 @@ def test_a_run_that_publishes_finishes_replicate_after_replicate_and_another_mov
     assert one_by_one == ["1"] * len(NOTEBOOKS) + ["0"] * len(NOTEBOOKS)
     together = order(False)[len(NOTEBOOKS) :]
     assert together == list(product(NOTEBOOKS, ("0", "1")))
+
+
+def test_the_tests_are_computed_again_when_the_registered_analysis_changes():
+    pilot = load_study("builtin")
+    inputs = Plan(pilot, "builtin", "runs", None, pdf=False).part_inputs("main")
+    assert [path for path in inputs if path.endswith("paper/preregistration/builtin.yaml")] and "tables.json" in inputs
+    assert Plan(STUDY, "smoke", "runs", None, pdf=False).part_inputs("main") == ["tables.json"], "smoke has none"

@@ -125,9 +125,11 @@ class Plan:
         return self.study_source if name == self.study.name else name
 
     def part_inputs(self, part: str) -> list[str]:
-        if self.parts()[part] == self.study.name:
-            return [TABLES_RECORD]
-        return [str(published(self.parts()[part]) / "published.json")]
+        """The tables behind a part, and the registered analysis of its study where there is one."""
+        name = self.parts()[part]
+        registration = REPOSITORY / "paper" / "preregistration" / f"{name}.yaml"
+        tables = TABLES_RECORD if name == self.study.name else str(published(name) / "published.json")
+        return [tables, *([str(registration)] if registration.is_file() else [])]
 
     def part_records(self) -> list[str]:
         """One 05_stats record for each part that has tables: this study's and the published ones."""
