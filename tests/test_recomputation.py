@@ -46,7 +46,7 @@ from recomputation_methods import (
     methods_table,
     stream_topologies_table,
 )
-from recomputation_printed import Cell, Number, measures, tests_of
+from recomputation_printed import Cell, Number, measures, statements_of
 from recomputation_robustness import crossovers, frontier_table, frontiers, orders, orders_table
 from recomputation_statistics import anova, bootstrapped_forgetting, curves_of_forgetting, difference, holm, spread, values_of, verdicts
 from recomputation_streams import agreement, frontier_distances, last_crossing, order_cells, stream_curves, variance_components
@@ -404,8 +404,8 @@ def test_letters_of_planted_topologies():
 
 
 def rounds_to(text: str, value: float, form, signed: bool = False) -> bool:
-    arguments = (True,) if signed else ()
-    return text in {form(value * (1 + shift), *arguments) for shift in (-DISTURBED, 0.0, DISTURBED)}
+    arguments, most = (True,) if signed else (), 1.0 if form is p_value else math.inf
+    return text in {form(min(value * (1 + shift), most), *arguments) for shift in (-DISTURBED, 0.0, DISTURBED)}
 
 
 def test_printed_measures(compared):
@@ -429,6 +429,8 @@ def test_printed_measures(compared):
                 compare(f"{name}/{arm}/{statistic}", value, form)
             compare(f"{name}/{arm}/n", n, count)
         for treatment, control in product(arms, arms):
+            if values.get(f"{name}/{treatment}-minus-{control}/estimate") is None:
+                continue
             paired = difference(compared.values, treatment, control, f"{metric}/{kind}")
             prefix = f"{name}/{treatment}-minus-{control}"
             for statistic, value in {"estimate": paired.estimate, "ci_low": paired.low, "ci_high": paired.high}.items():
@@ -606,8 +608,8 @@ class Paper:
             "metrics": lambda: measures_table(values, self.measures, [*scores, *beside, *kinds]),
             "losses": lambda: measures_table(values, self.measures, losses),
             "domains": lambda: domains_table(tables["metrics"], tables["accuracy"]),
-            "controls": lambda: controls_table(values, tests_of(self.source.tests)),
-            "stream_topologies": lambda: stream_topologies_table(values, tests_of(self.source.tests)),
+            "controls": lambda: controls_table(values, statements_of(self.source.tests)),
+            "stream_topologies": lambda: stream_topologies_table(values, statements_of(self.source.tests)),
             "doses": lambda: doses_table(values),
             "methods": lambda: methods_table(self.methods),
             "frontier": lambda: frontier_table(self.over_domains),
@@ -636,8 +638,8 @@ def ways_to_print(found: Number | Cell | str) -> set[str]:
         return {found}
     if isinstance(found, Cell):
         return {found.frame.format(*texts) for texts in product(*map(ways_to_print, found.numbers))}
-    shifted = {found.value * (1 + shift) for shift in (-DISTURBED, 0.0, DISTURBED)}
-    return {FORMS[found.form](min(value, 1.0) if found.form in ("p_value", "bare_p") else value, found.signed) for value in shifted}
+    most = 1.0 if found.form in ("p_value", "bare_p") else math.inf
+    return {FORMS[found.form](min(found.value * (1 + shift), most), found.signed) for shift in (-DISTURBED, 0.0, DISTURBED)}
 
 
 def is_printed(text: str, found: Number | Cell | str) -> bool:
