@@ -43,7 +43,7 @@ def test_an_unregistered_study_states_its_contrast_without_a_margin():
     [
         ("builtin", "alpha: 0.05 -> alpha: 5", r"builtin\.yaml: alpha: .*less than 0.5"),
         ("builtin", "margin: 0.05 -> ", "hypotheses.H1: a pilot or registered analysis fixes margin"),
-        ("builtin", "replicates: 4\n -> \n", "hypotheses.H1: a pilot or registered analysis fixes margin, margin_reason and replicates"),
+        ("builtin", "replicates: 3\n -> \n", "hypotheses.H1: a pilot or registered analysis fixes margin, margin_reason and replicates"),
         ("builtin", "own: own -> own: acquired", "acquired is in none"),
         ("builtin", "control: D1, role: main -> control: D1, role: strict", "exactly one needs the role main"),
         ("builtin", "treatment: S1-2of4, control: D1 -> treatment: S1-4of8, control: D1", "not of the deciding topology 2of4"),

@@ -252,7 +252,7 @@ def test_a_failing_job_is_named_and_finished_work_stays(tmp_path):
     finished = subprocess.run([str(REPOSITORY / "run_all.sh"), *options], capture_output=True, text=True)
     assert finished.returncode != 0
     assert "failed: 01_sparsify replicate-0" in finished.stderr
-    assert "pretrain D0: loss is nan" in finished.stderr and "lower learning_rate (now 1e+30)" in finished.stderr
+    assert "pretrain width 64: loss is nan" in finished.stderr and "lower learning_rate (now 1e+30)" in finished.stderr
     assert "run the same command again" in finished.stderr
 
 

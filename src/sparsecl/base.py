@@ -109,7 +109,9 @@ def pretrain(experiment: Experiment, tokenizer: PreTrainedTokenizerFast, shape: 
     specials = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = build_model(shape, len(tokenizer), study.tokenizer.max_length, experiment.base_seed("base") % 2**32, specials)
     plan = plan_batches([len(row.ids) for row in rows], study.pretrain.steps, study.pretrain.batch, experiment.base_generator("base-order"))
-    return model, train(model, rows, plan, study.pretrain, description="pretrain", dtype=study.dtype, checkpoint=state)
+    return model, train(
+        model, rows, plan, study.pretrain, description=f"pretrain width {shape.hidden}", dtype=study.dtype, checkpoint=state
+    )
 
 
 def base_costs_tables(experiment: Experiment, base: Base) -> dict[str, list[dict]]:
