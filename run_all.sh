@@ -25,7 +25,7 @@ usage() {
 ./run_all.sh --test                set up, run the tests
 ./run_all.sh --study NAME|FILE     another study: a name from configs/, or a YAML file
 ./run_all.sh --only NOTEBOOK       that notebook's jobs again, and what is missing upstream; nothing downstream
-./run_all.sh --publish             copy complete results to results/<study>/
+./run_all.sh --publish             copy replicates to results/<study>/ as they finish; those already there are not run again
 ./run_all.sh --out DIR             another place for runs, tables and PDF
 ./run_all.sh --no-pdf              no paper, so no TeX is needed
 ./run_all.sh --cores N             how many cores to use

@@ -426,6 +426,7 @@ def learn_planted(model: nn.Module, prior: torch.Tensor, steps: int = 60, **chan
 def test_mask_learning_finds_the_inputs_that_carry_the_signal():
     wrong = torch.tensor([[True, True, False, False]]).expand(4, 4).clone()
     assert torch.equal(learn_planted(PlantedModel(), wrong), ~wrong)
+    assert (torch.tensor([1e-40]) * 1.0).item() > 0, "denormal numbers are flushed while masks are learned, and only then"
 
 
 def test_a_strong_regularisation_keeps_the_large_weights_whatever_the_loss_says():

@@ -21,6 +21,8 @@ def conversion():
         ("S0-2of4-wanda++", {"algorithms": "wanda++"}),
         ("S0-block16-wanda", {}),
         ("S1-6of8", {"densities": "6of8"}),
+        ("S1-2of4-b2", {}),
+        ("S1-2of4-random", {"algorithms": "random"}),
         ("S1-unstructured-d0.75", {"densities": "unstructured-d0.75"}),
         ("S1-unstructured-wanda-d0.75", {}),
     ],
@@ -33,6 +35,19 @@ def test_an_arm_takes_part_where_nothing_else_differs(arm, taking_part):
 def test_the_main_algorithm_is_the_one_of_the_table(conversion):
     wanda = conversion.assign(algorithm=conversion["algorithm"].replace({"sparsegpt": "wanda", "wanda": "sparsegpt"}))
     assert compare(wanda, "algorithms").arms["S0", "wanda"].name == "S0-2of4"
+
+
+def test_another_recovery_budget_does_not_stand_in_for_the_main_one(conversion):
+    doubled = conversion[conversion["arm"] == "S1-2of4"].assign(arm="S1-2of4-b2", value=-1.0)
+    for table in (pd.concat([conversion, doubled]), pd.concat([doubled, conversion])):
+        for name, choice in (("algorithms", "sparsegpt"), ("topologies", "2of4")):
+            assert compare(table, name).values("nll/general", "S1", choice).min() > 0
+
+
+def test_two_arms_cannot_stand_for_one_choice(conversion):
+    renamed = conversion[conversion["arm"] == "S1-2of4"].assign(arm="S1-2of4-sparsegpt")
+    with pytest.raises(ValueError, match="both S1-2of4 and S1-2of4-sparsegpt stand for sparsegpt"):
+        compare(pd.concat([conversion, renamed]), "algorithms")
 
 
 def test_densities_run_from_few_zeros_to_many_within_a_family(conversion):

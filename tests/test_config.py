@@ -26,7 +26,7 @@ def refused(tmp_path, settings) -> str:
 @pytest.mark.parametrize("name", known_studies())
 def test_every_shipped_study_loads_and_is_short(name):
     assert load_study(name).name == name
-    assert len((REPOSITORY / "configs" / f"{name}.yaml").read_text().splitlines()) <= 80
+    assert len((REPOSITORY / "configs" / f"{name}.yaml").read_text().splitlines()) <= 100
 
 
 def test_every_field_has_a_sentence_with_its_unit():
@@ -81,6 +81,7 @@ def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settin
         "arms": ["D0", "D1", "S1-2of4", "S1-block16"],
         "comparison": {"replicates": 2, "arms": ["S1-6of8", "S1-2of4-random"]},
     }
+    settings["continual"] |= {"arms": ["D1", "S1-2of4"], "further": {}}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(settings))
     study = load_study(path)

@@ -7,9 +7,11 @@ from conftest import MAX_LENGTH
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from sparsecl import conversion, lineage, maskllm
+from sparsecl.adapter_flops import lora_flops, masked_lora_flops
 from sparsecl.arms import parse_arm
 from sparsecl.base import Base
 from sparsecl.block_pruning import block_saliency, refitted
+from sparsecl.continual_methods.lora import add_adapters
 from sparsecl.conversion import ConversionData, convert
 from sparsecl.costs import conversion_costs, drawn_lengths, training_costs
 from sparsecl.experiment import open_experiment
@@ -33,7 +35,8 @@ from sparsecl.flops import (
     training_flops,
 )
 from sparsecl.mask_selection import keep_blocks, select, tiles
-from sparsecl.masks import prunable_weights
+from sparsecl.masks import Masks, prunable_weights
+from sparsecl.method_settings import Lora
 from sparsecl.modeling import build_model
 from sparsecl.settings import MaskLearning, Model, Optimisation, Sparsify, WandaPlusPlus
 from sparsecl.study_files import load_study
@@ -123,6 +126,25 @@ def test_input_and_weight_gradients_are_told_apart(shape):
     head = 2 * consumption.predicted * shape.hidden * VOCABULARY
     assert counted(loss_of(model, rows).backward) == expected.input_gradient + head
     assert expected.weight_gradient == head + 2 * linear_weights(shape) * consumption.tokens
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_training_adapters_costs_what_torch_counts(shape, masked):
+    """PEFT's layers on a dense arm, the adapted weight formed in every step on a sparse one; embedding and head are frozen."""
+    model, rows, rank = made(shape), random_rows([LENGTH] * BATCH), 4
+    masks = Masks("2of4", "random", 0.5, "", {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable_weights(model).items()})
+    add_adapters(model, masks if masked else None, Lora(rank=rank))
+    consumption = consumption_of([(len(row.ids), row.answer_start) for row in rows], 0.1)
+    everything = linear_weights(shape)
+    expected = (
+        masked_lora_flops(shape, VOCABULARY, consumption, 1, rank, everything)
+        if masked
+        else lora_flops(shape, VOCABULARY, consumption, rank)
+    )
+    losses = []
+    assert counted(lambda: losses.append(loss_of(model, rows))) == expected.forward + rotary(shape, LENGTH)
+    assert counted(losses[0].backward) == expected.backward
 
 
 def test_a_whole_training_costs_what_torch_counts_and_padding_is_the_only_difference():

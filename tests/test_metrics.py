@@ -228,7 +228,8 @@ def test_transfer_over_chance_needs_every_chance_and_averages_the_kinds_of_all()
 
 def test_a_single_stage_has_nothing_to_forget():
     table = metrics_table(run_table([[0.1], [0.7]], domains=["math"]))
-    assert set(table["metric"]) == {"acc"} and value(table, "acc") == pytest.approx(0.7)
+    assert set(table["metric"]) == {"acc", "gain"}
+    assert value(table, "acc") == pytest.approx(0.7) and value(table, "gain") == pytest.approx(0.6)
 
 
 def test_an_empty_table_is_an_empty_table():

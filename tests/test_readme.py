@@ -5,23 +5,60 @@ import subprocess
 
 import pandas as pd
 
+from sparsecl.frontier import compare_frontiers, frontier_points
+from sparsecl.preregistration import load_preregistration
+from sparsecl.study_files import load_study
+from sparsecl.tables import read_tables
 from sparsecl.tree import REPOSITORY
+from sparsecl.verdict import compute_verdicts
 
 README = (REPOSITORY / "README.md").read_text()
 
 
+ANSWER = README[README.index("**The answer so far.**") : README.index("This repository is a reproducible paper.")].replace("\n", " ")
+TABLES = REPOSITORY / "results" / "builtin-full"
+
+
 def points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-0.0", "+0.0")
+    return f"{100 * value:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0").replace("+", "")
+
+
+def stated(text: str) -> list[tuple[str, ...]]:
+    """Every difference with its interval: estimate, low, high."""
+    number = r"([+-]?\d+\.\d)"
+    found = re.findall(rf"{number} (?:points )?\((?:95 % interval )?{number} to {number}\)", text)
+    return [tuple(value.lstrip("+") for value in values) for values in found]
+
+
+def measured() -> dict[tuple[str, str], tuple[str, str, str]]:
+    """(contrast, metric) -> the same three, of the registered and exploratory tests and of the frontier."""
+    tests = pd.read_csv(TABLES / "tests.csv")
+    rows = tests[~tests["hypothesis"].str.contains("equivalence|bootstrap|anova")]
+    found = {(row.contrast, row.metric): tuple(map(points, (row.estimate, row.ci_low, row.ci_high))) for row in rows.itertuples()}
+    metrics = frontier_points(read_tables(TABLES)["metrics"])
+    for outcome in ("forgetting", "final"):
+        interval = compare_frontiers(metrics, "S1-2of4", "D1", outcome).interval
+        found["frontier", outcome] = tuple(map(points, (interval.mean, interval.low, interval.high)))
+    return found
 
 
 def test_the_answer_is_that_of_the_tables():
-    tests = pd.read_csv(REPOSITORY / "results" / "builtin" / "tests.csv")
-    main = tests[(tests["contrast"] == "S1-2of4 - D1") & tests["hypothesis"].isin(["H1", "beside"])].set_index("metric")
-    for metric in ("forgetting", "final", "own"):
-        row = main.loc[metric]
-        estimate, interval = points(row["estimate"]), f"{points(row['ci_low'])} to {points(row['ci_high'])})"
-        pattern = rf"{re.escape(estimate)} (points )?\((95 % interval )?{re.escape(interval)}"
-        assert re.search(pattern, README.replace("\n", " ")), f"{metric}: the README lacks {estimate} ({interval}"
+    found, said = measured(), stated(ANSWER)
+    unknown = set(said) - set(found.values())
+    assert len(said) >= 11 and not unknown, f"no test measured {unknown}"
+    against_d1 = [("S1-2of4 - D1", name) for name in ("forgetting", "final", "own")]
+    for statement in [*against_d1, ("S1-2of4 - Dnz-0.5", "forgetting"), ("frontier", "final")]:
+        assert found[statement] in said, f"{statement}: the README lacks {found[statement]}"
+    main = pd.read_csv(TABLES / "tests.csv").query("hypothesis == 'H1' and contrast == 'S1-2of4 - D1' and metric == 'forgetting'").iloc[0]
+    assert f"half-width of {50 * (main['ci_high'] - main['ci_low']):.1f} points" in ANSWER
+
+
+def test_the_answer_names_the_computed_verdicts():
+    study = load_study("builtin-full")
+    tables = read_tables(TABLES)
+    verdicts = compute_verdicts(tables["metrics"], load_preregistration(study.name), tables["accuracy"])
+    assert {name: verdict.letter for name, verdict in verdicts.items()} == {"H1": "undecided", "H2": "undecided", "H3": "A"}
+    assert "Undecided, by the rule" in ANSWER and "(H2) is undecided" in ANSWER and "(H3) is supported" in ANSWER
 
 
 def test_every_option_and_file_it_names_exists():

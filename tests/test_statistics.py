@@ -1,14 +1,17 @@
 """Intervals, tests, corrections and plans against hand calculation, other formulas and known truth."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from sparsecl import statistics
+from sparsecl import anova, planning, statistics
+from sparsecl.bootstrap import bootstrap_forgetting
 from sparsecl.intervals import t_interval
+from sparsecl.metrics import MissingMeasurement
 from sparsecl.statistics import NO_VARIANCE, UNDEFINED, paired_contrast, with_holm
 
 TREATMENT = pd.Series([0.50, 0.42, 0.47, 0.44, 0.52], index=range(5))
@@ -80,6 +83,26 @@ def test_differences_without_variance_have_no_test(shift):
     assert all(map(math.isnan, (result.p, result.low, result.high, result.p_equivalence, result.effect)))
 
 
+def test_one_sided_p_values_are_those_of_scipy_and_make_up_the_tost():
+    result = contrast(margin=0.05)
+    difference = TREATMENT - CONTROL
+    for bound in (-0.05, 0.0, 0.02):
+        assert result.p_above(bound) == pytest.approx(stats.ttest_1samp(difference, bound, alternative="greater").pvalue, rel=1e-9)
+        assert result.p_below(bound) == pytest.approx(stats.ttest_1samp(difference, bound, alternative="less").pvalue, rel=1e-9)
+    assert result.p_equivalence == pytest.approx(max(result.p_above(-0.05), result.p_below(0.05)), rel=1e-9)
+    assert math.isnan(contrast(TREATMENT, TREATMENT).p_above(0.0))
+
+
+def test_an_arm_with_fewer_replicates_is_paired_on_the_first_ones():
+    fewer = TREATMENT.iloc[[2, 0, 1]]
+    x, y = statistics.common_replicates(fewer, CONTROL, "a")
+    assert list(x.index) == list(y.index) == [0, 1, 2] and x.equals(TREATMENT.iloc[:3]) and y.equals(CONTROL.iloc[:3])
+    y, x = statistics.common_replicates(CONTROL, fewer, "a")
+    assert x.equals(TREATMENT.iloc[:3])
+    with pytest.raises(ValueError, match=r"a: seeds \[1\] are unpaired"):
+        statistics.common_replicates(TREATMENT.drop(index=[1, 4]), CONTROL, "a")
+
+
 def test_an_undefined_value_is_flagged_and_one_replicate_raises():
     result = contrast(TREATMENT.where(TREATMENT.index != 2))
     assert result.flag == UNDEFINED and math.isnan(result.estimate) and result.n == 5
@@ -90,7 +113,7 @@ def test_an_undefined_value_is_flagged_and_one_replicate_raises():
 def test_holm_by_hand():
     """Sorted p 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, then never falling: 0.04, 0.06, 0.06, 0.06."""
     base = contrast()
-    family = [statistics.replace(base, p=p) for p in (0.03, 0.01, math.nan, 0.04, 0.02)]
+    family = [replace(base, p=p) for p in (0.03, 0.01, math.nan, 0.04, 0.02)]
     corrected = [result.p_corrected for result in with_holm(family)]
     assert corrected == pytest.approx([0.06, 0.04, math.nan, 0.06, 0.06], nan_ok=True)
     assert with_holm([]) == []
@@ -128,6 +151,8 @@ def test_summary_table():
     assert (reread["domain"] == "").all() and reread["mean"].notna().any(), "an empty domain comes back from a CSV file as NaN"
     with pytest.raises(ValueError, match="repeat"):
         statistics.summary_table(pd.concat([table, table]))
+    single = statistics.summary_table(metrics_rows([0.3])).iloc[0]
+    assert single["mean"] == 0.3 and single["n"] == 1 and math.isnan(single["sd"]) and math.isnan(single["ci_low"])
 
 
 def test_metric_by_seed_refuses_a_mixture_of_runs():
@@ -179,11 +204,11 @@ def test_bootstrap_reproduces_the_estimate_and_finds_the_planted_difference():
     items = planted_items()
     metrics = metrics_of(items, gain=0.02)
     forgetting = [statistics.metric_by_seed(metrics, arm, "forgetting") for arm in ("S1-2of4", "D1")]
-    estimate, low, high = statistics.bootstrap_forgetting(items, metrics, "S1-2of4", "D1", draws=500)
+    estimate, low, high = bootstrap_forgetting(items, metrics, "S1-2of4", "D1", draws=500)
     assert estimate == pytest.approx((forgetting[0] - forgetting[1]).mean(), abs=1e-12)
     planted = 0.02 - 0.9 * 0.2  # items known after the own stage, times what is kept more
     assert low < planted < high < 0
-    assert statistics.bootstrap_forgetting(items, metrics, "S1-2of4", "D1", draws=500) == (estimate, low, high)
+    assert bootstrap_forgetting(items, metrics, "S1-2of4", "D1", draws=500) == (estimate, low, high)
 
 
 def test_bootstrap_spread_holds_both_replicates_and_items():
@@ -191,20 +216,20 @@ def test_bootstrap_spread_holds_both_replicates_and_items():
     few, many = (planted_items(per_cell=count) for count in (15, 120))
     widths = []
     for items in (few, many):
-        _, low, high = statistics.bootstrap_forgetting(items, metrics_of(items), "S1-2of4", "D1", draws=500)
+        _, low, high = bootstrap_forgetting(items, metrics_of(items), "S1-2of4", "D1", draws=500)
         widths.append(high - low)
     assert widths[1] < 0.6 * widths[0]
     certain = few.assign(correct=True)
-    assert statistics.bootstrap_forgetting(certain, metrics_of(certain), "S1-2of4", "D1", draws=100) == (0, 0, 0)
+    assert bootstrap_forgetting(certain, metrics_of(certain), "S1-2of4", "D1", draws=100) == (0, 0, 0)
 
 
 def test_bootstrap_names_items_that_one_arm_lacks():
     items = planted_items(seeds=2, per_cell=5)
     metrics = metrics_of(items)
     with pytest.raises(ValueError, match="not there at own and last stage in both arms"):
-        statistics.bootstrap_forgetting(items.drop(index=items[items["arm"] == "D1"].index[0]), metrics, "S1-2of4", "D1")
+        bootstrap_forgetting(items.drop(index=items[items["arm"] == "D1"].index[0]), metrics, "S1-2of4", "D1")
     with pytest.raises(ValueError, match="same seeds"):
-        statistics.bootstrap_forgetting(items, metrics[metrics["seed"] == 0], "S1-2of4", "D1")
+        bootstrap_forgetting(items, metrics[metrics["seed"] == 0], "S1-2of4", "D1")
 
 
 def curve_cells(seeds=6, interaction=0.0, seed=2):
@@ -219,10 +244,10 @@ def curve_cells(seeds=6, interaction=0.0, seed=2):
 
 
 def test_anova_finds_a_planted_interaction_and_nothing_at_its_level():
-    planted = statistics.topology_by_stage_anova(curve_cells(interaction=0.02)).set_index("Source")
+    planted = anova.topology_by_stage_anova(curve_cells(interaction=0.02)).set_index("Source")
     assert planted.loc["topology * stage", "p_GG_corr"] < 0.01
     assert planted.loc["topology * stage", ["ddof1", "ddof2"]].tolist() == [3, 15], "all 6 replicates are in"
-    nothing = [statistics.topology_by_stage_anova(curve_cells(seed=seed)).set_index("Source")["p_GG_corr"] for seed in range(25)]
+    nothing = [anova.topology_by_stage_anova(curve_cells(seed=seed)).set_index("Source")["p_GG_corr"] for seed in range(25)]
     found = np.mean([p["topology * stage"] < 0.05 for p in nothing])
     assert found <= 0.05 + 3.5 * math.sqrt(0.05 * 0.95 / 25)
     assert all(p["stage"] < 1e-4 for p in nothing)
@@ -237,7 +262,45 @@ def test_anova_refuses_incomplete_cells(damage):
         "twice": pd.concat([cells, cells.loc[[9]]]),
     }
     with pytest.raises(ValueError, match="seed 1, 2of4, stage 3: [02]"):
-        statistics.topology_by_stage_anova(wrong[damage].reset_index(drop=True))
+        anova.topology_by_stage_anova(wrong[damage].reset_index(drop=True))
+
+
+def scores(curves_by_arm, seeds):
+    """accuracy.csv of streams over three domains in which the first falls by F_2 and both by F_3 on average."""
+    rows = []
+    for arm, topology, curve in curves_by_arm:
+        for seed in seeds[arm]:
+            f2, f3 = curve[0] + seed / 100, curve[1] + seed / 100
+            matrix = [[0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.9 - f2, 0.8, 0.1], [0.9 - f3, 0.8 - f3, 0.7]]
+            for stage, row in enumerate(matrix):
+                head = {"arm": arm, "topology": topology, "algorithm": "", "density": 0.5, "method": "full", "order": "main"}
+                head |= {"stage_steps": 100, "base": "0", "seed": seed, "stage": stage, "stage_domain": ["", "a", "b", "c"][stage]}
+                rows += [
+                    {**head, "domain": d, "kind": "all", "score": value, "n": 9, "nll": 1.0} for d, value in zip("abc", row, strict=True)
+                ]
+    return pd.DataFrame(rows)
+
+
+def test_forgetting_curves_from_scores():
+    planted = [("S1-2of4", "2of4", (0.2, 0.4)), ("S1-4of8", "4of8", (0.1, 0.3)), ("D1", "", (0.5, 0.6))]
+    table = scores(planted, {"S1-2of4": range(3), "S1-4of8": range(2), "D1": range(3)})
+    decoys = table.assign(order="williams-2", score=0.5)
+    curves = anova.forgetting_curves(pd.concat([table, decoys]).sample(frac=1, random_state=0), ["S1-2of4", "S1-4of8"])
+    assert list(curves) == ["seed", "topology", "stage", "value"]
+    assert sorted(set(curves["seed"])) == [0, 1], "replicates that every topology ran"
+    values = curves.set_index(["topology", "seed", "stage"])["value"].to_dict()
+    assert values[("2of4", 1, 2)] == pytest.approx(0.21) and values[("2of4", 1, 3)] == pytest.approx(0.41)
+    assert values[("4of8", 0, 2)] == pytest.approx(0.1) and len(values) == 8
+    with pytest.raises(MissingMeasurement, match=r"\['S1-block32'\] went through no stream"):
+        anova.forgetting_curves(table, ["S1-2of4", "S1-block32"])
+
+
+def test_anova_effects_are_holm_corrected_over_the_two():
+    topology, interaction = anova.anova_effects(curve_cells(interaction=0.02))
+    assert (topology.source, interaction.source) == ("topology", "topology * stage") and topology.n == 6
+    small, large = sorted((topology, interaction), key=lambda effect: effect.p)
+    assert small.p_corrected == pytest.approx(2 * small.p) and large.p_corrected >= large.p
+    assert (interaction.df, interaction.df_error) == (3, 15) and 0 < interaction.eta_squared < 1
 
 
 def test_planned_replicates_is_the_smallest_number_with_power_at_the_margin():
@@ -246,15 +309,15 @@ def test_planned_replicates_is_the_smallest_number_with_power_at_the_margin():
         return stats.nct.sf(critical, n - 1, effect * math.sqrt(n)) + stats.nct.cdf(-critical, n - 1, effect * math.sqrt(n))
 
     for sd in (0.02, 0.05, 0.5):
-        n = statistics.planned_replicates(sd, margin=0.05)
+        n = planning.planned_replicates(sd, margin=0.05)
         assert power(n, 0.05 / sd) >= 0.9 > power(n - 1, 0.05 / sd)
-    assert statistics.planned_replicates(0.05, 0.05) == 13  # G*Power: dz = 1, two-sided 0.05, power 0.9
+    assert planning.planned_replicates(0.05, 0.05) == 13  # G*Power: dz = 1, two-sided 0.05, power 0.9
     for sd, message in ((0.0, "above 0"), (100.0, "wider margin")):
         with pytest.raises(ValueError, match=message):
-            statistics.planned_replicates(sd, 0.05)
+            planning.planned_replicates(sd, 0.05)
 
 
 def test_upper_limit_of_a_spread_covers_at_its_level():
     samples = np.random.default_rng(3).normal(0, 0.04, (4000, 5)).std(axis=1, ddof=1)
-    covered = np.mean([statistics.upper_sd(sd, 5) >= 0.04 for sd in samples])
+    covered = np.mean([planning.upper_sd(sd, 5) >= 0.04 for sd in samples])
     assert abs(covered - 0.8) < 3.5 * math.sqrt(0.16 / 4000)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsecl.stream_tables import choose_learning_rate
+from sparsecl.streams import choose_learning_rate
 
 DOMAINS = ("code", "math", "legal", "dialogue")
 

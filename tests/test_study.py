@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from sparsecl.code_digest import notebook_digest
-from sparsecl.lineage import mask_name
 from sparsecl.masks import load_masks, prunable_weights
 from sparsecl.modeling import load_checkpoint
 from sparsecl.notebook_runner import check_parameters
+from sparsecl.protocol import main_protocol
 from sparsecl.study_files import load_study
 from sparsecl.tables import COLUMNS, MEASURED_TABLES, file_name, read_tables
 from sparsecl.tree import REPOSITORY
@@ -55,6 +55,14 @@ def tables(smoke) -> dict[str, pd.DataFrame]:
     return read_tables(smoke / "smoke" / "results")
 
 
+def main_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main protocol: arms that go through the stream in every replicate, none of its further streams."""
+    rows = main_protocol(table, stage_steps=STUDY.continual.stage_steps)
+    rows = rows[rows["arm"].isin(STUDY.continual.arms)]
+    assert set(rows["seed"]) == set(range(STUDY.replicates))
+    return rows
+
+
 def pdf_text(pdf: Path) -> str:
     return subprocess.run(["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True).stdout
 
@@ -63,7 +71,7 @@ def test_the_paper_names_its_study_and_prints_the_tables_numbers(smoke, tables):
     text = pdf_text(smoke / "main.pdf")
     assert text.count("not the paper of record") == text.count("\f")  # on every page
     assert "References" in text and "??" not in text
-    metrics = tables["metrics"]
+    metrics = main_rows(tables["metrics"])
     for arm in STUDY.continual.arms:
         own = metrics[(metrics["arm"] == arm) & (metrics["metric"] == "own") & (metrics["kind"] == "all") & (metrics["domain"] == "")]
         assert f"{100 * own['value'].mean():.1f}" in text
@@ -73,8 +81,7 @@ def test_tables_keep_the_contract(smoke, tables):
     for table, columns in COLUMNS.items():
         assert tuple(tables[table].columns) == columns, table
         assert (smoke / "smoke" / "results" / file_name(table)).is_file()
-    accuracy = tables["accuracy"]
-    assert set(accuracy["seed"]) == set(range(STUDY.replicates))
+    accuracy = main_rows(tables["accuracy"])
     domains = [*STUDY.continual.orders["main"], "general"]
     cells = accuracy.groupby(["arm", "seed", "stage", "domain", "kind"]).size()
     assert (cells == 1).all()
@@ -83,7 +90,7 @@ def test_tables_keep_the_contract(smoke, tables):
 
 
 def test_metrics_follow_from_accuracy_by_another_route(tables):
-    accuracy, metrics = tables["accuracy"], tables["metrics"]
+    accuracy, metrics = main_rows(tables["accuracy"]), main_rows(tables["metrics"])
     order = STUDY.continual.orders["main"]
     for arm in STUDY.continual.arms:
         for seed in range(STUDY.replicates):
@@ -97,7 +104,7 @@ def test_metrics_follow_from_accuracy_by_another_route(tables):
 
 def test_items_add_up_to_the_accuracy_table(tables):
     items, accuracy = tables["items"], tables["accuracy"]
-    keys = ["arm", "seed", "stage", "domain", "kind"]
+    keys = ["arm", "method", "order", "stage_steps", "seed", "stage", "domain", "kind"]
     means = items.groupby(keys).agg(score=("correct", "mean"), nll=("nll", "mean"), n=("item", "size")).reset_index()
     joined = means.merge(accuracy, on=keys, suffixes=("_items", ""))
     assert len(joined) == len(means) > 0
@@ -108,18 +115,19 @@ def test_items_add_up_to_the_accuracy_table(tables):
 def test_both_arms_saw_the_same_tokens(tables):
     """Beyond the calibration rows, which D1 trains on and a conversion reads."""
     cost = tables["cost"]
-    for job in ("02_recover", "03_continual"):
-        tokens = cost[(cost["job"] == job) & (cost["method"] != "calibration")].pivot(index="seed", columns="arm", values="tokens")
+    for job, method in (("02_recover", "recovery"), ("03_continual", "full")):
+        tokens = cost[(cost["job"] == job) & (cost["method"] == method)].pivot(index="seed", columns="arm", values="tokens")
         assert (tokens["D1"] == tokens["S1-2of4"]).all() and len(tokens) == STUDY.replicates + (job == "02_recover")
     assert (cost[cost["arm"] == "S1-2of4"]["flops_sparse"] < cost[cost["arm"] == "S1-2of4"]["flops_dense"]).all()
 
 
 def test_every_sparse_checkpoint_on_disk_keeps_its_zeros(smoke):
     replicate = smoke / "smoke" / "replicate-0"
-    masks = load_masks(replicate / "masks" / mask_name(STUDY.arm("S1-2of4")))
-    folders = [replicate / "S0-2of4", replicate / "S1-2of4", *sorted(replicate.glob("streams/S1-2of4/*/stage-*"))]
-    assert len(folders) == 2 + 6
-    for folder in folders:
+    masks = load_masks(replicate / "masks" / STUDY.arm("S1-2of4").conversion)
+    streams = sorted((replicate / "streams" / "S1-2of4").glob("*-*"))
+    assert [folder.name.split("-")[0] for folder in streams] == ["ewc", "full", "full", "full", "lora", "replay"]
+    stages = [folder / f"stage-{number}" for folder in streams for number in range(1, len(STUDY.continual.orders["main"]) + 1)]
+    for folder in (replicate / "S0-2of4", replicate / "S1-2of4", *stages):
         for name, weight in prunable_weights(load_checkpoint(folder)).items():
             assert (weight[~masks.weights[name]] == 0).all(), f"{folder.name}: {name}"
             assert ((weight != 0).view(-1, 4).sum(1) <= 2).all()
@@ -142,7 +150,8 @@ def test_records_say_where_they_come_from(smoke):
     assert record["upstream"]["02_recover"] == upstream["sha256"]
     assert record["settings_sha256"] == STUDY.digest_up_to("03_continual") and record["provenance"]["versions"]["torch"]
     assert record["peak_memory_bytes"] < 3e9
-    assert record["learning_rate"] in STUDY.continual.learning_rates
+    assert set(record["learning_rates"]) == set(STUDY.swept())
+    assert set(record["learning_rates"].values()) <= set(STUDY.continual.learning_rates)
 
 
 def test_executed_notebooks_are_kept_and_whole(smoke):
@@ -202,7 +211,7 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_tables(tables, tmp_path):
     for table in COLUMNS:
         if table not in MEASURED_TABLES:
             rows = found[table]
-            kept = rows[[name for name in ("arm", "method", "order", "stage_steps") if name in rows]].drop_duplicates()
+            kept = rows[[name for name in ("arm", "method", "order", "stage_steps", "job") if name in rows]].drop_duplicates()
             expected = tables[table].merge(kept) if len(kept.columns) else tables[table]
             assert len(rows) > 0
             pd.testing.assert_frame_equal(rows, expected, obj=table, check_exact=True)
@@ -243,7 +252,7 @@ def test_a_failing_job_is_named_and_finished_work_stays(tmp_path):
     finished = subprocess.run([str(REPOSITORY / "run_all.sh"), *options], capture_output=True, text=True)
     assert finished.returncode != 0
     assert "failed: 01_sparsify replicate-0" in finished.stderr
-    assert "pretrain D0: loss is nan" in finished.stderr and "lower learning_rate (now 1e+30)" in finished.stderr
+    assert "pretrain width 64: loss is nan" in finished.stderr and "lower learning_rate (now 1e+30)" in finished.stderr
     assert "run the same command again" in finished.stderr
 
 

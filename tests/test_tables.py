@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from example_tables import example_tables
 
-from sparsecl import records, tables, tree
+from sparsecl import published_replicates, records, tables, tree, workflow
 from sparsecl.config import VALIDATION
+from sparsecl.published_replicates import is_published, published_learning_rates
 from sparsecl.study_files import load_study
 
 STUDY = load_study("smoke")
@@ -35,7 +36,8 @@ def rows_of(frame: pd.DataFrame) -> list[dict]:
 @pytest.fixture
 def study_tree(tmp_path, monkeypatch) -> tree.Tree:
     """Records of two replicates and the validation replicate, as the notebooks leave them."""
-    monkeypatch.setattr(tables, "published", lambda name: tmp_path / "results" / name)
+    for module in (tables, published_replicates):
+        monkeypatch.setattr(module, "published", lambda name: tmp_path / "results" / name)
     root = tree.Tree(tmp_path / "smoke")
     frames = {**example_tables(replicates=2), "chance": chance_table()}
     for replicate in STUDY.replicate_names():
@@ -85,12 +87,89 @@ def test_published_rows_stand_in_for_replicates_that_were_not_run(study_tree):
     assert contents(study_tree.path("results")) == complete
 
 
+def test_replicates_are_numbers_wherever_their_rows_come_from():
+    """Read from a file in which a column also names the validation replicate, all its replicates are text."""
+    replicates = [VALIDATION, *range(12)]
+    frame = pd.DataFrame({"seed": replicates, "domain": "code", "kind": "ability", "value": 0.5})
+    as_run, as_read = tables.tidy("chance", frame), tables.tidy("chance", frame.assign(seed=frame["seed"].astype(str)))
+    pd.testing.assert_frame_equal(as_run, as_read)
+    assert as_read["seed"].tolist() == [*range(12), VALIDATION]
+    numbers = frame[1:]
+    assert tables.tidy("chance", numbers.assign(seed=numbers["seed"].astype(str)))["seed"].dtype == "int64"
+
+
+def test_finished_replicates_are_published_while_others_are_not(study_tree):
+    """A long run publishes what it has; the rows of a replicate are the same as in the complete tables."""
+    tables.compile_tables(STUDY, study_tree)
+    complete = tables.read_tables(study_tree.path("results"))
+    unfinished = study_tree.path("replicate-1", "04_probe.json")
+    content = unfinished.read_bytes()
+    unfinished.unlink()
+    assert tables.publish_finished(STUDY, study_tree) == [VALIDATION, 0]
+    assert is_published(STUDY, 0) and not is_published(STUDY, 1)
+    partial = tables.read_tables(tables.published("smoke"))
+    for name, frame in complete.items():
+        expected = frame if name == "learning_rate" else frame[frame["seed"].astype(str) == "0"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(partial[name], expected, check_dtype=False, obj=name)
+    unfinished.write_bytes(content)
+    for notebook in tables.notebooks_of(0):
+        study_tree.path("replicate-0", f"{notebook}.json").unlink()  # lost with another machine
+    assert tables.publish_finished(STUDY, study_tree) == [VALIDATION, 0, 1]
+    again = tables.read_tables(tables.published("smoke"))
+    for name, frame in complete.items():
+        pd.testing.assert_frame_equal(again[name], frame, obj=name)
+
+
+def test_what_is_published_is_run_again_unless_the_run_publishes(study_tree, monkeypatch):
+    """A lost run goes on from what it published; a plain run runs everything, as on a fresh clone."""
+    monkeypatch.setattr(workflow, "is_published", is_published)
+    study_tree.path("replicate-1", "04_probe.json").unlink()
+    tables.publish_finished(STUDY, study_tree)
+    elsewhere = str(study_tree.root.parent / "empty")
+    plain = workflow.Plan(STUDY, "smoke", elsewhere, None, pdf=False)
+    assert plain.reused() == [] and len(plain.records()) == 3 + 4 * STUDY.replicates
+    going_on = workflow.Plan(STUDY, "smoke", elsewhere, None, pdf=False, publishes=True)
+    assert going_on.reused() == [VALIDATION, 0]
+    assert going_on.records() == [f"replicate-1/{notebook}.json" for notebook in tables.NOTEBOOKS]
+    assert going_on.upstream("03_continual", "1") == ["replicate-1/02_recover.json"]  # not the validation replicate
+
+
+def test_a_publication_that_fails_does_not_stop_the_run(study_tree, monkeypatch, capsys):
+    watch = workflow.Publication(workflow.Plan(STUDY, "smoke", str(study_tree.root.parent), None, pdf=False, publishes=True))
+    watch._known = set()  # as before the first replicate was finished
+
+    def fail(*_):
+        raise ValueError("two rows of one key")
+
+    monkeypatch.setattr(tables, "publish_finished", fail)
+    watch()
+    assert capsys.readouterr().err == "not published now, the run goes on: two rows of one key\n"
+    monkeypatch.undo()
+    watch()
+    assert capsys.readouterr().err == "", "it is tried again when one more replicate is finished"
+
+
+def test_nothing_is_published_before_the_first_replicate_of_the_results(study_tree):
+    for replicate in (0, 1):
+        study_tree.path(f"replicate-{replicate}", "04_probe.json").unlink()
+    assert tables.publish_finished(STUDY, study_tree) == []
+    assert not tables.published("smoke").exists()
+
+
+def test_published_learning_rates_are_those_that_were_chosen(study_tree):
+    assert published_learning_rates(STUDY) is None
+    tables.compile_tables(STUDY, study_tree)
+    tables.publish(STUDY, study_tree, None)
+    swept = tables.read_tables(study_tree.path("results"))["learning_rate"]
+    assert published_learning_rates(STUDY) == {"full": swept.loc[swept["chosen"], "learning_rate"].iloc[0]}
+
+
 def test_rows_published_under_other_settings_do_not_stand_in(study_tree):
     tables.compile_tables(STUDY, study_tree)
     tables.publish(STUDY, study_tree, None)
     other = STUDY.model_copy(update={"seed": 1})
-    assert tables.is_published(STUDY, 0) and not tables.is_published(other, 0)
-    assert not tables.is_published(STUDY, 2)
+    assert is_published(STUDY, 0) and not is_published(other, 0)
+    assert not is_published(STUDY, 2)
 
 
 def test_a_record_of_other_settings_is_refused(study_tree):
@@ -135,5 +214,4 @@ def test_no_tables_anywhere_names_the_command(tmp_path, monkeypatch):
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in tree.REPOSITORY.glob("results/*/published.json")))
 def test_published_tables_belong_to_the_settings_that_are_shipped(folder):
     """A changed study needs its tables made again; otherwise the paper would show another study's numbers."""
-    study = load_study(folder)
-    assert all(tables.is_published(study, replicate) for replicate in study.replicate_names())
+    assert records.read_json(tables.published(folder) / "published.json")["settings_sha256"] == load_study(folder).digest()

@@ -1,12 +1,17 @@
 """Training: the loss by hand, the batches, resuming, determinism, bad losses, broken checkpoints."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from sparsecl.mask_selection import select
+from sparsecl.masks import Masks, as_matrix, prunable_weights
 from sparsecl.modeling import load_checkpoint, save_checkpoint
 from sparsecl.records import BrokenFile
 from sparsecl.settings import Optimisation
+from sparsecl.topologies import parse_topology
 from sparsecl.training import learning_rate_at, pad_rows, plan_batches, token_weights, train, weighted_loss
 
 SETTINGS = Optimisation(steps=12, batch=16, learning_rate=3e-3, prompt_weight=0.1, checkpoint_every=5)
@@ -121,3 +126,48 @@ def test_a_full_disk_leaves_the_old_checkpoint(model, tmp_path, monkeypatch):
         save_checkpoint(model, tmp_path / "D0", None, arm="D0", key="new")
     assert load_checkpoint(tmp_path / "D0") is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["D0"]
+
+
+def magnitude_masks(model) -> Masks:
+    topology = parse_topology("2of4")
+    weights = {
+        name: select(topology, as_matrix(weight.detach().abs()), 0.5).view(weight.shape) for name, weight in prunable_weights(model).items()
+    }
+    return Masks("2of4", "magnitude", 0.5, "", weights)
+
+
+def test_confined_updates_leave_weights_outside_the_mask_bit_identical(model, rows):
+    """Arm Dg: dense weights, masked updates; weight decay alone would move what the gradient does not."""
+    masks = magnitude_masks(model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    settings = SETTINGS.model_copy(update={"weight_decay": 0.5})
+    train(model, rows, plan_for(rows), settings, description="Dg", update_masks=masks)
+    after = dict(model.named_parameters())
+    for name, mask in masks.weights.items():
+        assert torch.equal(after[name][~mask], before[name][~mask]) and (before[name][~mask] != 0).any()
+        assert (after[name][mask] != before[name][mask]).float().mean() > 0.99
+    assert all((after[name] != before[name]).any() for name in before if name not in masks.weights)
+
+
+def test_a_penalty_is_part_of_the_gradient_but_not_of_the_logged_loss(model, rows):
+    free = copy.deepcopy(model)
+    anchor = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def pull(trained):
+        return 1e3 * sum(((parameter - anchor[name]) ** 2).sum() for name, parameter in trained.named_parameters())
+
+    plan = plan_for(rows)
+    held = train(model, rows, plan, SETTINGS, description="held", penalty=pull)
+    loose = train(free, rows, plan, SETTINGS, description="loose")
+    start = torch.cat([tensor.flatten() for tensor in anchor.values()])
+    assert (weights_of(model) - start).norm() < 0.5 * (weights_of(free) - start).norm()
+    assert held.losses[0] == loose.losses[0]
+
+
+def test_only_parameters_that_require_a_gradient_are_trained(model, rows):
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    train(model, rows, plan_for(rows), SETTINGS, description="norms")
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if "norm" in name}

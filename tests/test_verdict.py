@@ -1,4 +1,4 @@
-"""Planted truth through the verdict engine, its rules one by one, the table of tests, and the registration file."""
+"""The rules of the verdicts one by one, the way from scores to verdicts, and the table of tests."""
 
 import math
 from dataclasses import replace
@@ -8,122 +8,40 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sparsecl import preregistration, verdict
+from sparsecl import verdict
+from sparsecl.anova import INTERACTION, TOPOLOGY, Effect
+from sparsecl.metrics import metrics_table
+from sparsecl.paired_decision import decide
 from sparsecl.preregistration import exploratory_analysis, load_preregistration
-from sparsecl.statistics import Contrast, paired_contrast, with_holm
-from sparsecl.study_files import load_study
+from sparsecl.statistics import Contrast, with_holm
+from sparsecl.topology_decision import decide_topologies
 
-PILOT = load_preregistration("builtin").model_copy(update={"replicates": 5})  # as many as the contrasts made here
+
+def at_five(registration):
+    """The pilot's rules for contrasts of five replicates, as many as are made here."""
+    hypothesis = registration.hypotheses["H1"]
+    contrasts = tuple(contrast.model_copy(update={"replicates": None}) for contrast in hypothesis.contrasts)
+    return registration.model_copy(update={"hypotheses": {"H1": hypothesis.model_copy(update={"replicates": 5, "contrasts": contrasts})}})
+
+
+PILOT = at_five(load_preregistration("builtin"))
+REGISTERED = load_preregistration("builtin-full")
+H1, H2, H3 = PILOT.hypotheses["H1"], REGISTERED.hypotheses["H2"], REGISTERED.hypotheses["H3"]
 STRICT = ("Dnz-0.5", "Df-0.5")
 CONTROLS = ("D1", *STRICT)
-NOTHING = {"forgetting": 0.0, "final": 0.0}
-SPARSE_BETTER = {"forgetting": -0.12, "final": 0.04}
-DENSE_BETTER = {"forgetting": 0.12, "final": -0.08}
 
 
-def planted_values(effects, n, draws, spread=0.04, seed=0):
-    """Values by (arm, metric), draws x n: each control is the sparse arm minus its planted effect, sharing the replicate's base."""
-    generator = np.random.default_rng(seed)
-    values = {}
-    for metric, level in (("forgetting", 0.5), ("final", 0.4)):
-        base = generator.normal(level, 0.05, (draws, n))
-        values["S1-2of4", metric] = base + generator.normal(0, spread, (draws, n))
-        for control, effect in effects.items():
-            values[control, metric] = base - effect[metric] + generator.normal(0, spread, (draws, n))
-    return values
-
-
-def closed_form(x, y, name, metric, margin=0.05):
-    """Contrasts of many simulated studies at once, by the textbook's formulas (draws x n); `paired_contrast` is the product's way."""
-    difference, n = x - y, x.shape[1]
-    mean, sd = difference.mean(axis=1), difference.std(axis=1, ddof=1)
-    error = sd / math.sqrt(n)
-    p = 2 * stats.t.sf(np.abs(mean / error), n - 1)
-    equivalence = np.maximum(stats.t.sf((mean + margin) / error, n - 1), stats.t.cdf((mean - margin) / error, n - 1))
-    wide, narrow = stats.t.ppf(0.975, n - 1) * error, stats.t.ppf(0.95, n - 1) * error
-    average = np.sqrt((x.var(axis=1, ddof=1) + y.var(axis=1, ddof=1)) / 2)
-    effect = mean / average * (1 - 3 / (4 * 2 * n - 9))
-    columns = (mean, sd, mean - wide, mean + wide, mean - narrow, mean + narrow, p, equivalence, effect)
-    return [Contrast(name, metric, *map(float, row), n=n) for row in zip(*columns, strict=True)]
-
-
-def simulate(effects, n=30, draws=200, **settings):
-    """Share of the simulated studies by letter."""
-    values = planted_values(effects, n, draws, **settings)
-    by_contrast = [
-        closed_form(values["S1-2of4", metric], values[control, metric], f"S1-2of4 - {control}", metric)
-        for control in effects
-        for metric in ("forgetting", "final")
-    ]
-    registration = PILOT.model_copy(update={"replicates": n})
-    letters = pd.Series([verdict.decide(with_holm(list(study)), registration).letter for study in zip(*by_contrast, strict=True)])
-    return letters.value_counts(normalize=True).reindex(["A", "B", "C", "undecided"], fill_value=0.0)
-
-
-def test_closed_form_of_the_simulations_is_the_engine_s_contrast():
-    values = planted_values({"D1": NOTHING}, n=6, draws=20)
-    simulated = closed_form(values["S1-2of4", "final"], values["D1", "final"], "a", "final")
-    for x, y, fast in zip(values["S1-2of4", "final"], values["D1", "final"], simulated, strict=True):
-        slow = paired_contrast(pd.Series(x), pd.Series(y), "a", "final", margin=0.05)
-        for field in ("estimate", "sd", "low", "high", "equivalence_low", "equivalence_high", "p", "p_equivalence", "effect", "n"):
-            assert getattr(fast, field) == pytest.approx(getattr(slow, field), rel=1e-9), field
-
-
-def test_planted_a_is_found():
-    assert simulate(dict.fromkeys(CONTROLS, SPARSE_BETTER))["A"] >= 0.9
-
-
-def test_planted_b_is_found_also_where_intervals_exclude_zero():
-    assert simulate(dict.fromkeys(CONTROLS, NOTHING))["B"] >= 0.9
-    small = {"forgetting": -0.02, "final": 0.01}
-    assert simulate(dict.fromkeys(CONTROLS, small), n=60, spread=0.03)["B"] >= 0.9
-
-
-@pytest.mark.parametrize("metric", ["forgetting", "final"])
-def test_planted_c_is_found(metric):
-    assert simulate(dict.fromkeys(CONTROLS, DENSE_BETTER))["C"] >= 0.9
-    assert simulate({"D1": {**NOTHING, metric: DENSE_BETTER[metric] * 1.2}})["C"] >= 0.9, f"dense better on {metric} alone"
-
-
-@pytest.mark.parametrize("strict", STRICT)
-def test_an_advantage_that_a_strict_control_shares_is_c(strict):
-    """The falsification rule: sparse beats the same shape, but not the same capacity (or compute)."""
-    effects = {**dict.fromkeys(CONTROLS, SPARSE_BETTER), strict: NOTHING}
-    shares = simulate(effects)
-    assert shares["C"] >= 0.9 and shares["A"] <= 0.05
-
-
-@pytest.mark.parametrize("n", [5, 30])
-@pytest.mark.parametrize("controls", [("D1",), CONTROLS])
-def test_planted_nothing_is_called_a_or_c_at_most_at_the_nominal_rate(n, controls):
-    """At this spread equivalence is rarely shown with 5 replicates and often with 30; wider spreads give fewer wrong calls."""
-    draws = 250
-    shares = simulate(dict.fromkeys(controls, NOTHING), n=n, draws=draws, spread=0.05, seed=n)
-    assert shares["A"] + shares["C"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws), shares
-
-
-def test_differences_at_the_margin_are_called_equivalent_at_most_at_the_nominal_rate():
-    at_margin = {"forgetting": -0.05, "final": 0.0}
-    assert simulate({"D1": at_margin}, n=20, draws=300, spread=0.03)["B"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
-
-
-def test_forgetting_less_by_learning_less_is_not_a():
-    """The trap: both forgetting and final are lower, so there was only less to lose."""
-    shares = simulate(dict.fromkeys(CONTROLS, {"forgetting": -0.12, "final": -0.12}))
-    assert shares["A"] == 0 and shares["undecided"] >= 0.9
-
-
-def planned(metric, estimate, error, control="D1", n=5):
+def planned(metric, estimate, error, control="D1", n=5, treatment="S1-2of4", margin=0.05):
     """A contrast with a given estimate and standard error."""
     p = 2 * stats.t.sf(abs(estimate / error), n - 1)
     wide, narrow = stats.t.ppf([0.975, 0.95], n - 1) * error
-    tost = max(stats.t.sf((estimate + 0.05) / error, n - 1), stats.t.cdf((estimate - 0.05) / error, n - 1))
+    tost = max(stats.t.sf((estimate + margin) / error, n - 1), stats.t.cdf((estimate - margin) / error, n - 1))
     bounds = (estimate - wide, estimate + wide, estimate - narrow, estimate + narrow)
-    return Contrast(f"S1-2of4 - {control}", metric, estimate, error * math.sqrt(n), *bounds, p, tost, 0.5, n)
+    return Contrast(f"{treatment} - {control}", metric, estimate, error * math.sqrt(n), *bounds, p, tost, 0.5, n)
 
 
-def decided(*contrasts, registration=PILOT):
-    return verdict.decide(with_holm(list(contrasts)), registration)
+def decided(*contrasts, hypothesis=H1):
+    return decide(with_holm(list(contrasts)), hypothesis)
 
 
 def pairs(forgetting, final, controls=CONTROLS, error=0.01):
@@ -148,7 +66,7 @@ def test_a_needs_what_is_retained_not_lower_beyond_the_margin():
     assert decided(*pairs(-0.1, -0.02)).letter == "A", "lower, but surely by less than the margin"
     unsure = decided(*pairs(-0.1, -0.045))
     assert unsure.letter == "undecided" and "D1: forgets less, and keeps less" in unsure.sentence
-    assert "D1: forgets less, but may keep less" in decided(*pairs(-0.1, 0.0, error=0.03)).sentence
+    assert "D1: forgets less, but perhaps keeps less" in decided(*pairs(-0.1, 0.0, error=0.03)).sentence
 
 
 def test_an_interval_inside_the_margin_is_b_even_where_it_excludes_zero():
@@ -160,10 +78,18 @@ def test_an_interval_inside_the_margin_is_b_even_where_it_excludes_zero():
 def test_c_under_one_strict_control_is_enough_and_is_corrected():
     mixed = [*pairs(-0.1, 0.02, ("D1", "Df-0.5")), *pairs(0.1, -0.02, ("Dnz-0.5",))]
     result = decided(*mixed)
-    assert result.letter == "C" and "dense Dnz-0.5 better" in result.sentence
+    assert result.letter == "C" and "dense better: Dnz-0.5" in result.sentence
     borderline = [*pairs(0.0, 0.0, ("D1", "Df-0.5"), error=0.05), *pairs(0.0, 0.0, ("Dnz-0.5",), error=0.02)]
     borderline[4] = planned("forgetting", 0.065, 0.02, "Dnz-0.5")
     assert borderline[4].p < 0.05 and decided(*borderline).letter == "undecided", "one of six tests at p = 0.03 is expected by chance"
+
+
+def test_what_keeps_a_control_from_a_and_from_c_is_said():
+    """A control that forgets less and keeps less is not better; one that forgets alike and keeps less is not level."""
+    trade = decided(*pairs(-0.1, 0.02, ("D1", "Dnz-0.5")), *pairs(0.2, 0.1, ("Df-0.5",)))
+    assert trade.letter == "undecided" and "Df-0.5: forgets more, but keeps more" in trade.sentence
+    alike = decided(*pairs(-0.1, 0.02, ("D1", "Df-0.5")), *pairs(-0.005, 0.1, ("Dnz-0.5",), error=0.01))
+    assert alike.letter == "undecided" and "Dnz-0.5: forgetting lies within the margin, but keeps more" in alike.sentence
 
 
 def test_undecided_plans_a_new_study_at_the_margin():
@@ -179,21 +105,91 @@ def test_undecided_plans_a_new_study_at_the_margin():
 def test_another_number_of_replicates_than_registered_decides_nothing():
     contrasts = [planned(metric, -0.1, 0.001, control, n=4) for control in CONTROLS for metric in ("forgetting", "final")]
     result = decided(*contrasts)
-    assert result.letter == "undecided" and "[4] replicates where exactly 5 were registered" in result.sentence
+    assert result.letter == "undecided" and "S1-2of4 - D1 has 4 replicates where exactly 5 were registered" in result.sentence
 
 
 def test_no_margin_no_verdict():
-    registration = exploratory_analysis("realtext", measure="loss")
-    result = decided(planned("loss_forgetting", -0.4, 0.1), planned("loss_final", -0.1, 0.1), registration=registration)
+    hypothesis = exploratory_analysis("realtext", measure="loss").leading
+    result = decided(planned("loss_forgetting", -0.4, 0.1), planned("loss_final", -0.1, 0.1), hypothesis=hypothesis)
     assert result.letter == "none" and result.sentence.startswith("no verdict")
 
 
 def test_contrasts_without_variance_or_main_control():
-    flat = [replace(c, p=math.nan, p_equivalence=math.nan, low=math.nan, high=math.nan, flag="no variance") for c in pairs(0.0, 0.0)]
+    flat = [
+        replace(c, sd=0.0, p=math.nan, p_equivalence=math.nan, low=math.nan, high=math.nan, flag="no variance") for c in pairs(0.0, 0.0)
+    ]
     result = decided(*flat)
     assert result.letter == "undecided" and "D1: no test (no variance)" in result.sentence
     with pytest.raises(ValueError, match="S1-2of4 - D1 lacks"):
         decided(*pairs(0.0, 0.0, STRICT))
+
+
+def efficiency(retention, speed, strict=None):
+    """H2's contrasts: the main one with 20 replicates, the strict one with 5."""
+    strict = (retention, speed) if strict is None else strict
+    both = [("S1-2of4", "Df-0.5", 20, (retention, speed)), ("Sf-2of4", "D1", 5, strict)]
+    return [
+        planned(metric, value, error, control, n, treatment, margin)
+        for treatment, control, n, values in both
+        for metric, value, error, margin in zip(("retention", "learning_speed"), values, (0.01, 0.004), (0.05, 0.025), strict=True)
+    ]
+
+
+def test_h2_reads_higher_as_better_and_each_metric_by_its_own_margin():
+    assert decided(*efficiency(0.1, 0.0), hypothesis=H2).letter == "A"
+    assert decided(*efficiency(-0.1, 0.0), hypothesis=H2).letter == "C"
+    slower = decided(*efficiency(0.1, -0.04), hypothesis=H2)
+    assert slower.letter == "undecided" and "Df-0.5: retains more, and learns slower" in slower.sentence
+    assert decided(*efficiency(0.01, 0.01), hypothesis=H2).letter == "B"
+    assert decided(*efficiency(0.01, 0.02), hypothesis=H2).letter == "undecided", "0.02 is within the margin of retention, not of speed"
+
+
+def test_h2_needs_the_reverse_contrast_which_has_replicates_of_its_own():
+    shared = decided(*efficiency(0.1, 0.0, strict=(0.0, 0.0)), hypothesis=H2)
+    assert shared.letter == "C" and "under the strict control: Sf-2of4 - D1" in shared.sentence
+    alone = decided(*efficiency(0.1, 0.0)[:2], hypothesis=H2)
+    assert alone.letter == "undecided" and alone.missing_controls == ("Sf-2of4",)
+    everywhere = decided(*(replace(contrast, n=20) for contrast in efficiency(0.1, 0.0)), hypothesis=H2)
+    assert everywhere.letter == "undecided" and "Sf-2of4 - D1 has 20 replicates where exactly 5 were registered" in everywhere.sentence
+
+
+def effects(p_topology=0.001, p_interaction=0.5, n=20):
+    sources = ((TOPOLOGY, p_topology), (INTERACTION, p_interaction))
+    return [Effect(source, 9.0, 2, 38, 0.9, p, 0.1, n, p_corrected=p) for source, p in sources]
+
+
+def topologies(*estimates, error=0.01, n=20, anova=None):
+    pairs = zip(H3.pairs, estimates, strict=True)
+    contrasts = [planned("forgetting", value, error, pair.control, n, pair.treatment) for pair, value in pairs]
+    return decide_topologies(effects() if anova is None else anova, with_holm(contrasts), H3)
+
+
+def test_h3_needs_both_the_anova_and_a_pair():
+    found = topologies(0.0, -0.07, -0.07)
+    assert found.letter == "A" and "S1-2of4 - S1-block32: forgetting -7.0" in found.sentence and "S1-4of8: forgetting" not in found.sentence
+    assert topologies(0.0, 0.07, 0.07).letter == "A", "a difference in either direction supports H3"
+    assert topologies(0.0, -0.07, -0.07, anova=effects(0.5, 0.001)).letter == "A", "the interaction is enough"
+    curves = topologies(0.0, -0.07, -0.07, anova=effects(0.2, 0.5))
+    assert curves.letter == "undecided" and "a pair differs, but the curves are not shown to" in curves.sentence
+    assert curves.planned_replicates and curves.missing_controls == ()
+    assert topologies(0.0, -0.05, -0.05, error=0.03).letter == "undecided"
+
+
+def test_h3_pairs_within_the_margin_are_b_even_where_the_anova_and_a_pair_are_significant():
+    found = topologies(0.0, -0.02, -0.02, error=0.005)
+    assert min(contrast.p_corrected for contrast in found.contrasts) < 0.05 and found.letter == "B"
+
+
+def test_h3_insists_on_every_pair_and_on_the_registered_replicates():
+    assert "19 replicates where exactly 20" in topologies(0.0, -0.07, -0.07, n=19).sentence
+    assert "the curves have 19 replicates" in topologies(0.0, -0.07, -0.07, anova=effects(n=19)).sentence
+    with pytest.raises(ValueError, match="S1-4of8 - S1-block32"):
+        decide_topologies(effects(), [planned("forgetting", 0.1, 0.01, pair.control, 20, pair.treatment) for pair in H3.pairs[:2]], H3)
+
+
+def test_h3_where_nothing_varies():
+    still = [replace(effect, f=math.nan, p=math.nan, p_corrected=math.nan) for effect in effects()]
+    assert topologies(0.0, -0.07, -0.07, anova=still).letter == "undecided"
 
 
 def metrics_frame(n=5, arms=("D1", "S1-2of4"), seed=0):
@@ -235,9 +231,9 @@ def test_table_of_tests():
 
 
 def test_verdict_from_the_tables_names_the_controls_that_were_not_run():
-    result = verdict.compute_verdict(metrics_frame(), PILOT)
+    result = verdict.compute_verdicts(metrics_frame(), PILOT)["H1"]
     assert result.missing_controls == STRICT and {c.metric for c in result.contrasts} == {"forgetting", "final"}
-    assert verdict.compute_verdict(metrics_frame(arms=("D1", "S1-2of4", *STRICT)), PILOT).missing_controls == ()
+    assert verdict.compute_verdicts(metrics_frame(arms=("D1", "S1-2of4", *STRICT)), PILOT)["H1"].missing_controls == ()
 
 
 @pytest.mark.parametrize(
@@ -264,33 +260,68 @@ def test_a_flag_stands_in_the_status():
     )
 
 
-def test_the_built_in_registration_is_the_pilot():
-    assert PILOT.status == "pilot" and PILOT.main.name == "S1-2of4 - D1"
-    assert load_preregistration("builtin").replicates == load_study("builtin").replicates
-    assert tuple(contrast.control for contrast in PILOT.strict) == STRICT
-    assert PILOT.margin == 0.05 and "standard error" in PILOT.margin_reason
-    assert load_preregistration("smoke") is None
+DOMAINS = ("code", "math", "medical", "legal", "dialogue")
+# Share of a score that each stage after a domain's own takes away, twice at most.
+LOSSES = {"D1": 0.32, "Dnz-0.5": 0.32, "Df-0.5": 0.32, "S1-2of4": 0.25, "Sf-2of4": 0.25, "S1-4of8": 0.25, "S1-block32": 0.31}
+STEPS = {"Df-0.5": 60, "Sf-2of4": 160}  # as many as cost equal FLOPs
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("alpha: 0.05 -> alpha: 5", r"builtin\.yaml: alpha: .*less than 0.5"),
-        ("margin: 0.05 -> ", "margin, margin_reason, replicates"),
-        ("  H1: [forgetting, final] ->   H1: [forgetting]", "H1: must hold exactly metric and retained"),
-        ("own: own -> own: acquired", "acquired is in none"),
-        ("control: D1, role: main -> control: D1, role: strict", "exactly one needs the role main"),
-        ("treatment: S1-2of4, control: D1 -> treatment: S1-4of8, control: D1", "not of the deciding topology 2of4"),
-        ("control: Df-0.5 -> control: Dx", "arm 'Dx' is unknown"),
-        ("study: builtin -> study: other", "study is 'other'"),
-        ("status: pilot -> status: pilot\npeeked: true", "peeked: Extra inputs"),
-        ("metric: forgetting -> metric: [", "not YAML"),
-    ],
-)
-def test_a_registration_that_does_not_fit_names_its_key(tmp_path, change, message):
-    old, new = change.split(" -> ")
-    text = (preregistration.FOLDER / "builtin.yaml").read_text()
-    assert text.count(old) >= 1
-    (tmp_path / "builtin.yaml").write_text(text.replace(old, new, 1))
-    with pytest.raises(ValueError, match=message):
-        load_preregistration("builtin", tmp_path)
+def stream_rows(generator, arm, seed, loss, steps, order="main"):
+    """Accuracy and curve rows of one stream that lifts every domain from 0.1 to 0.8."""
+    topology = arm.split("-")[1] if arm.startswith("S") else ""
+    head = {"arm": arm, "topology": topology, "algorithm": "", "density": 1.0, "method": "full", "order": order, "stage_steps": steps}
+    head |= {"base": str(seed), "seed": seed, "kind": "all", "n": 192}
+    accuracy, curves = [], []
+    for stage in range(len(DOMAINS) + 1):
+        for position, domain in enumerate(DOMAINS, start=1):
+            score = 0.8 - loss * min(stage - position, 2) if stage >= position else 0.1
+            cell = {**head, "stage": stage, "stage_domain": DOMAINS[stage - 1] if stage else "", "domain": domain}
+            accuracy.append({**cell, "score": score + generator.normal(0, 0.02), "nll": 2 - score + generator.normal(0, 0.02)})
+            if stage == position:
+                points = ((round(steps * part), 0.1 + 0.7 * part + generator.normal(0, 0.01)) for part in (0.5, 1.0))
+                curves += [{**cell, "step": step, "score": value, "nll": 2 - value} for step, value in points]
+    return accuracy, curves
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Metrics and accuracy of 20 replicates (5 of Sf), with decoys of the opposite truth: a shorter stage and another order."""
+    generator = np.random.default_rng(6)
+    arms = [(arm, loss, STEPS.get(arm, 100), "main", 5 if arm == "Sf-2of4" else 20) for arm, loss in LOSSES.items()]
+    arms += [(arm, 0.6 - LOSSES[arm], steps, order, 5) for arm in ("D1", "S1-2of4") for steps, order in ((50, "main"), (100, "williams-2"))]
+    streams = [stream_rows(generator, arm, seed, loss, steps, order) for arm, loss, steps, order, count in arms for seed in range(count)]
+    accuracy, curves = (pd.DataFrame([row for stream in streams for row in stream[i]]) for i in (0, 1))
+    return metrics_table(accuracy, curves), accuracy
+
+
+def test_from_scores_to_verdicts(study):
+    verdicts = verdict.compute_verdicts(study[0], REGISTERED, study[1])
+    assert {name: found.letter for name, found in verdicts.items()} == {"H1": "A", "H2": "A", "H3": "A"}, verdicts
+    forgetting = verdicts["H1"].contrasts[0]
+    planted = (0.25 - 0.32) * (2 + 2 + 2 + 1) / 4  # of the four domains that can be forgotten the last has seen one stage since
+    assert forgetting.low < planted < forgetting.high and forgetting.n == 20
+    assert [contrast.n for contrast in verdicts["H2"].contrasts] == [20, 20, 5, 5]
+    assert [effect.n for effect in verdicts["H3"].effects] == [20, 20]
+
+
+def test_the_order_of_the_rows_changes_no_verdict_and_a_lost_replicate_decides_nothing(study):
+    shuffled = verdict.compute_verdicts(study[0].sample(frac=1, random_state=0), REGISTERED, study[1].sample(frac=1, random_state=0))
+    assert [found.letter for found in shuffled.values()] == ["A", "A", "A"]
+    fewer = verdict.compute_verdicts(study[0][study[0]["seed"] != 19], REGISTERED, study[1][study[1]["seed"] != 19])
+    assert [found.letter for found in fewer.values()] == ["undecided"] * 3
+    assert all("19 replicates where exactly 20 were registered" in found.sentence for found in fewer.values())
+
+
+def test_table_of_tests_of_all_hypotheses(study):
+    table = verdict.tests_table(study[0], REGISTERED, accuracy=study[1])
+    assert list(table) == verdict.TESTS_COLUMNS and not table.duplicated(["hypothesis", "contrast", "metric"]).any()
+    registered = table["hypothesis"].str.startswith("H")
+    tested = ["H1", "H2", "H2 beside", "H3"]
+    assert set(table.loc[registered, "hypothesis"]) == {*tested, *(f"{name} equivalence" for name in tested), "H3 anova"}
+    assert set(table.loc[registered, "status"]) == {"registered"} and set(table.loc[~registered, "status"]) == {"exploratory"}
+    anova = table[table["hypothesis"] == "H3 anova"].set_index("contrast")
+    assert list(anova.index) == [TOPOLOGY, INTERACTION] and set(anova["metric"]) == {"forgetting_by_stage"}
+    assert anova["ci_low"].isna().all() and (anova["p_corrected"] >= anova["p"]).all() and anova["effect"].between(0, 1).all()
+    assert table.loc[table["hypothesis"] == "H3", "metric"].tolist() == ["forgetting"] * 3
+    pairs = [set(zip(rows["contrast"], rows["metric"], strict=True)) for rows in (table[registered], table[~registered])]
+    assert not pairs[0] & pairs[1], "families do not repeat what a hypothesis tests"

@@ -11,14 +11,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sparsecl.config import Study
+from sparsecl.decision import Verdict
 from sparsecl.preregistration import Preregistration, exploratory_analysis, load_preregistration
+from sparsecl.protocol import one_length_a_run
 from sparsecl.publication import part_figures, write_part
 from sparsecl.records import sha256_of, write_atomically, write_record
+from sparsecl.registration_history import RegistrationCheck, check_registration
 from sparsecl.statistics import summary_table
 from sparsecl.study_files import load_study
 from sparsecl.tables import chance_scores, read_tables, tables_directory
 from sparsecl.tree import REPOSITORY, Tree, open_tree
-from sparsecl.verdict import Verdict, compute_verdict, tests_table
+from sparsecl.verdict import compute_verdicts, tests_table
 
 SHOWN_METRICS = ("forgetting", "own", "final", "bwt", "acc", "loss_forgetting", "loss_own", "loss_final")
 
@@ -30,7 +33,8 @@ class StudyTables:
     study: Study
     part: str
     tables: dict[str, pd.DataFrame]
-    registration: Preregistration
+    registration: Preregistration  # exploratory where git shows that it is younger than its results
+    registration_check: RegistrationCheck
     folder: Path  # of the tables
     tree: Tree  # of the study whose paper is built
 
@@ -49,12 +53,15 @@ class Analysis:
 
     summary: pd.DataFrame
     tests: pd.DataFrame
-    verdict: Verdict
+    verdicts: dict[str, Verdict]  # by hypothesis
     margin: float | None
+    registration_check: RegistrationCheck
 
     @property
     def statement(self) -> str:
-        return f"{self.verdict.letter}: {self.verdict.sentence}."
+        """Every verdict in a line, and whether the analysis was committed before the results."""
+        verdicts = [f"{name} {verdict.letter}: {verdict.sentence}." for name, verdict in self.verdicts.items()]
+        return "\n".join([*verdicts, self.registration_check.sentence])
 
 
 def open_statistics(study: str, part: str, output: str, paper_of: str) -> StudyTables:
@@ -64,16 +71,20 @@ def open_statistics(study: str, part: str, output: str, paper_of: str) -> StudyT
     folder = tables_directory(settings, open_tree(settings.name, output))
     measure = "score" if settings.measure == "score" else "loss"
     registration = load_preregistration(settings.name) or exploratory_analysis(settings.name, measure=measure)
-    return StudyTables(settings, part, read_tables(folder), registration, folder, open_tree(owner, output))
+    check = check_registration(settings, registration)
+    if check.holds is False:
+        registration = registration.model_copy(update={"status": "exploratory"})
+    return StudyTables(settings, part, read_tables(folder), registration, check, folder, open_tree(owner, output))
 
 
 def analyse(statistics: StudyTables) -> Analysis:
-    """Summaries, tests and verdict from the metrics (and the items, for the bootstrap)."""
-    metrics, registration = statistics.tables["metrics"], statistics.registration
-    summary = summary_table(metrics)
-    shown = summary[summary["metric"].isin(SHOWN_METRICS) & (summary["domain"] == "") & (summary["kind"] == "all")]
-    tests = tests_table(metrics, registration, statistics.tables.get("items"))
-    return Analysis(shown.reset_index(drop=True), tests, compute_verdict(metrics, registration), registration.margin)
+    """Summaries, tests and verdicts from the metrics (with the accuracy for H3, and the items for the bootstrap)."""
+    tables, registration = statistics.tables, statistics.registration
+    metrics, accuracy = tables["metrics"], tables["accuracy"]
+    shown = metrics[metrics["metric"].isin(SHOWN_METRICS) & (metrics["domain"] == "") & (metrics["kind"] == "all")]
+    tests = tests_table(metrics, registration, tables.get("items"), accuracy)
+    verdicts = compute_verdicts(metrics, registration, accuracy)
+    return Analysis(summary_table(one_length_a_run(shown)), tests, verdicts, registration.margin, statistics.registration_check)
 
 
 def draw_figures(statistics: StudyTables) -> dict[str, Figure]:
@@ -94,7 +105,7 @@ def write_outputs(statistics: StudyTables, analysis: Analysis, figures: Mapping[
         statistics.study,
         statistics.part,
         tables,
-        analysis.verdict,
+        analysis.verdicts,
         statistics.registration,
         chance_scores(tables["chance"]),
         figures,
@@ -102,7 +113,8 @@ def write_outputs(statistics: StudyTables, analysis: Analysis, figures: Mapping[
     tests = folder / "tests.csv"
     write_atomically(tests, lambda temporary: analysis.tests.to_csv(temporary, index=False))
     record = statistics.tree.path(f"05_stats-{statistics.part}.json")
-    about = {"notebook": "05_stats", "study": statistics.study.name, "part": statistics.part, "verdict": analysis.verdict.letter}
+    letters = {name: verdict.letter for name, verdict in analysis.verdicts.items()}
+    about = {"notebook": "05_stats", "study": statistics.study.name, "part": statistics.part, "verdicts": letters}
     digests = {"settings_sha256": statistics.study.digest(), "tables": _digests(statistics.folder), "tests_sha256": sha256_of(tests)}
     write_record(record, {**about, **digests})
     return record

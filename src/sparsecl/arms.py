@@ -17,12 +17,13 @@ DENSE_LINEAGES = {
     "Dcut": "dense, cut to matched non-zeros",
     "Df": "dense, matched FLOPs",
 }
+MATCHED = ("Dnz", "Dcut", "Df")  # matched to sparse arms of a density, which their name ends in
 SPARSE_LINEAGES = {
     "S0": "converted, no recovery",
     "S1": "converted and recovered",
-    "Sf": "sparse, matched FLOPs",
-    "Dg": "dense weights, masked updates",
+    "Sf": "sparse, as many FLOPs as D1",
 }
+MASKED_UPDATES = {"Dg": "dense weights, masked updates"}  # named after the arm whose masks confine its updates
 
 # Colour-blind safe (Okabe and Ito 2008); dense arms are dark or warm, sparse topologies cool.
 _COLOURS = {
@@ -52,40 +53,56 @@ _ALGORITHM_COLOURS = {
 _MARKERS = {"D0": "P", "D1": "o", "Dnz": "v", "Dcut": "<", "Df": ">", "S0": "X", "S1": "s", "Sf": "D", "Dg": "^"}
 
 
+BUDGET = r"b(\d+(?:\.\d+)?)"  # a suffix: the recovery in units of the study's
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One arm; `topology` and `algorithm` are empty and `density` is 1.0 where the arm is dense."""
+    """One arm; `topology` and `algorithm` are empty where the arm is dense, and `density` is 1.0 unless it is matched.
+
+    `Dg` names a topology and is dense. `budget` is the recovery in units of the study's.
+    """
 
     name: str
     lineage: str
     topology: str = ""
     algorithm: str = ""
     density: float = 1.0
+    budget: float = 1.0
 
     @property
     def is_sparse(self) -> bool:
         return self.lineage in SPARSE_LINEAGES
 
     @property
+    def masks_updates(self) -> bool:
+        return self.lineage in MASKED_UPDATES
+
+    @property
+    def conversion(self) -> str:
+        """What a sparse arm was converted to, the name of its masks: ``2of4-wanda`` of ``S1-2of4-wanda-b2``."""
+        return "-".join(part for part in self.name.split("-")[1:] if not re.fullmatch(BUDGET, part))
+
+    @property
     def columns(self) -> dict[str, str | float]:
-        """The columns that name an arm in every table."""
-        return {"arm": self.name, "topology": self.topology, "algorithm": self.algorithm, "density": self.density}
+        """The columns that name an arm in every table: topology and algorithm are those of its weights, empty where they are dense."""
+        topology, algorithm = (self.topology, self.algorithm) if self.is_sparse else ("", "")
+        return {"arm": self.name, "topology": topology, "algorithm": algorithm, "density": 1.0 if self.masks_updates else self.density}
 
     @property
     def label(self) -> str:
-        """The name as the paper writes it: ``S1 2:4``."""
+        """The name as the paper writes it: ``S1 2:4``; of another recovery budget B ``S1 2:4 2B``."""
         lineage, *rest = self.name.split("-")
-        if not self.topology:
-            return " ".join([lineage, *rest])
-        return " ".join([lineage, topology_label(self.topology), *(re.sub(r"^d(?=0\.)", "", suffix) for suffix in rest[1:])])
+        rest = [topology_label(rest[0]), *rest[1:]] if self.topology else rest
+        return " ".join([lineage, *(re.sub(rf"^{BUDGET}$", r"\1B", re.sub(r"^d(?=0\.)", "", part)) for part in rest)])
 
     @property
     def description(self) -> str:
-        return {**DENSE_LINEAGES, **SPARSE_LINEAGES}[self.lineage]
+        return {**DENSE_LINEAGES, **SPARSE_LINEAGES, **MASKED_UPDATES}[self.lineage]
 
     @property
     def colour(self) -> str:
-        if not self.topology or self.lineage == "Dg":
+        if not self.is_sparse:
             return _COLOURS[self.lineage]
         named = [suffix for suffix in self.name.split("-") if suffix in _ALGORITHM_COLOURS]
         return _ALGORITHM_COLOURS[named[0]] if named else _COLOURS[parse_topology(self.topology).family]
@@ -104,23 +121,28 @@ def parse_arm(name: str, main_algorithm: str = "sparsegpt") -> Arm:
     """Read an arm name; raise ValueError naming what is allowed when it is not one.
 
     Without an algorithm or density suffix the arm uses `main_algorithm` at the density of its pattern, or at 50 % zeros
-    (``S1-2of4``, ``S1-6of8``, ``S1-block16``); anything else is appended (``S1-2of4-wanda``, ``S1-unstructured-d0.75``).
+    (``S1-2of4``, ``S1-6of8``, ``S1-block16``); anything else is appended (``S1-2of4-wanda``, ``S1-unstructured-d0.75``,
+    ``S1-2of4-b2`` with twice the recovery).
     """
     lineage, *rest = name.split("-")
-    if lineage in DENSE_LINEAGES and len(rest) <= 1:
-        if not rest:
-            return Arm(name, lineage)
-        if lineage in ("Dnz", "Dcut", "Df") and re.fullmatch(r"0\.\d+", rest[0]):
-            return Arm(name, lineage, density=float(rest[0]))
-    if lineage in SPARSE_LINEAGES and rest:
-        return _parse_sparse(name, lineage, rest[0], rest[1:], main_algorithm)
+    budgets = [float(found[1]) for part in rest if (found := re.fullmatch(BUDGET, part))]
+    rest = [part for part in rest if not re.fullmatch(BUDGET, part)]
+    if budgets and (len(budgets) > 1 or budgets[0] in (0, 1) or lineage not in ("D1", "S1")):
+        raise ValueError(f"arm {name!r}: a recovery budget such as b0.5 or b2 stands once, after D1 or S1, and is neither 0 (D0, S0) nor 1")
+    budget = budgets[0] if budgets else 1.0
+    if lineage in DENSE_LINEAGES and not rest and lineage not in MATCHED:
+        return Arm(name, lineage, budget=budget)
+    if lineage in MATCHED and len(rest) == 1 and re.fullmatch(r"0\.\d+", rest[0]):
+        return Arm(name, lineage, density=float(rest[0]))
+    if lineage in (*SPARSE_LINEAGES, *MASKED_UPDATES) and rest:
+        return _parse_sparse(name, lineage, rest[0], rest[1:], main_algorithm, budget)
     raise ValueError(
-        f"arm {name!r} is unknown; write a dense arm {tuple(DENSE_LINEAGES)} or a sparse one such as "
-        f"S1-2of4: {tuple(SPARSE_LINEAGES)} with a topology ({EXAMPLES})"
+        f"arm {name!r} is unknown; write a dense arm {tuple(DENSE_LINEAGES)} (the density of the sparse arms after {MATCHED}: Dnz-0.5), "
+        f"or one such as S1-2of4: {(*SPARSE_LINEAGES, *MASKED_UPDATES)} with a topology ({EXAMPLES})"
     )
 
 
-def _parse_sparse(name: str, lineage: str, topology: str, suffixes: list[str], algorithm: str) -> Arm:
+def _parse_sparse(name: str, lineage: str, topology: str, suffixes: list[str], algorithm: str, budget: float) -> Arm:
     try:
         structure = parse_topology(topology)
     except ValueError as error:
@@ -136,4 +158,4 @@ def _parse_sparse(name: str, lineage: str, topology: str, suffixes: list[str], a
             raise ValueError(f"arm {name!r}: {topology} itself fixes the density at {fixed:g}; leave {suffix!r} out")
         else:
             raise ValueError(f"arm {name!r}: {suffix!r} is neither an algorithm {ALGORITHMS} nor a density like d0.75")
-    return Arm(name, lineage, topology, algorithm, density)
+    return Arm(name, lineage, topology, algorithm, density, budget)

@@ -11,8 +11,9 @@ from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.items import Item
 from sparsecl.modeling import build_model, checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import sha256_of_json
+from sparsecl.settings import Model
 from sparsecl.tokenizer import PreTrainedTokenizerFast, Row, encode, load_tokenizer, tokenizer_digest, train_tokenizer
-from sparsecl.training import plan_batches, train
+from sparsecl.training import TrainingLog, plan_batches, train
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,27 @@ def load_base_checkpoint(directory: Path, key: str) -> Base:
 def _train(experiment: Experiment, key: str) -> Base:
     study = experiment.study
     tokenizer = train_tokenizer(experiment.suite.pretraining, study.tokenizer.vocabulary)
-    rows = encode(tokenizer, experiment.suite.pretraining, study.tokenizer.max_length)
-    specials = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    seed = experiment.base_seed("base") % 2**32
-    model = build_model(study.model, len(tokenizer), study.tokenizer.max_length, seed, specials)
-    plan = plan_batches([len(row.ids) for row in rows], study.pretrain.steps, study.pretrain.batch, experiment.base_generator("base-order"))
     directory = experiment.tree.path(*base_directory(experiment))
     state = directory.with_name(f"D0-{key[:12]}.training.safetensors")
-    log = train(model, rows, plan, study.pretrain, description="pretrain D0", dtype=study.dtype, checkpoint=state)
+    model, log = pretrain(experiment, tokenizer, study.model, state)
     save_checkpoint(model, directory, None, tokenizer, arm="D0", key=key, costs=training_costs(study, model, None, log))
     state.unlink(missing_ok=True)
     return load_base_checkpoint(directory, key)
+
+
+def pretrain(experiment: Experiment, tokenizer: PreTrainedTokenizerFast, shape: Model, state: Path) -> tuple[nn.Module, TrainingLog]:
+    """Train a model of this shape from random weights on the pretraining rows, always the same in the same order.
+
+    `state` is where an interrupted training resumes.
+    """
+    study = experiment.study
+    rows = encode(tokenizer, experiment.suite.pretraining, study.tokenizer.max_length)
+    specials = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = build_model(shape, len(tokenizer), study.tokenizer.max_length, experiment.base_seed("base") % 2**32, specials)
+    plan = plan_batches([len(row.ids) for row in rows], study.pretrain.steps, study.pretrain.batch, experiment.base_generator("base-order"))
+    return model, train(
+        model, rows, plan, study.pretrain, description=f"pretrain width {shape.hidden}", dtype=study.dtype, checkpoint=state
+    )
 
 
 def base_costs_tables(experiment: Experiment, base: Base) -> dict[str, list[dict]]:

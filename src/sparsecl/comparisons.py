@@ -52,7 +52,9 @@ def _choice_of_topology(arm: Arm) -> str | None:
 
 
 def _choice_of_algorithm(arm: Arm) -> str | None:
-    return arm.algorithm if arm.topology == ONE_TOPOLOGY else None
+    """Only where nothing but the algorithm differs: an arm of another recovery budget has its own name, and takes no part."""
+    names = (f"{arm.lineage}-{ONE_TOPOLOGY}", f"{arm.lineage}-{ONE_TOPOLOGY}-{arm.algorithm}")
+    return arm.algorithm if arm.name in names else None
 
 
 def _choice_of_density(arm: Arm) -> str | None:
@@ -141,14 +143,23 @@ def arms_of_rows(conversion: pd.DataFrame) -> list[Arm]:
 def compare(conversion: pd.DataFrame, name: str) -> Compared:
     """Read the comparison `name` (a key of COMPARISONS) from the conversion table; it may be empty."""
     comparison, rows = COMPARISONS[name], result_rows(conversion)
-    arms = {(arm.lineage, comparison.choice(arm)): arm for arm in arms_of_rows(rows) if arm.lineage in LINEAGES}
-    arms = {key: arm for key, arm in arms.items() if key[1] is not None}
+    arms = _by_choice(comparison, [arm for arm in arms_of_rows(rows) if arm.lineage in LINEAGES])
     if name == "densities":
         arms = _several_densities(arms)
     names = {arm.name for arm in arms.values()}
     made = rows[rows["arm"].isin(names)].groupby("seed")["arm"].nunique()
     complete = made.index[made == len(names)]
     return Compared(comparison, arms, rows[rows["arm"].isin({*names, *DENSE}) & rows["seed"].isin(complete)])
+
+
+def _by_choice(comparison: Comparison, arms: list[Arm]) -> dict[tuple[str, str], Arm]:
+    """The arms that take part, by lineage and choice; ValueError where two stand for the same one."""
+    found: dict[tuple[str, str], Arm] = {}
+    for arm in arms:
+        key = (arm.lineage, comparison.choice(arm))
+        if key[1] is not None and found.setdefault(key, arm) is not arm:
+            raise ValueError(f"{comparison.name}: both {found[key].name} and {arm.name} stand for {key[1]}; name one of them apart")
+    return found
 
 
 def replicates_compared(conversion: pd.DataFrame) -> dict[str, int]:

@@ -12,10 +12,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sparsecl.arms import Arm, parse_arm
+from sparsecl.matched_size import check_matched
+from sparsecl.methods import FULL, REFERENCES
 from sparsecl.settings import (
     Comparison,
     Continual,
     Count,
+    FurtherStreams,
     GeneratedData,
     ManifestData,
     Model,
@@ -29,7 +32,20 @@ from sparsecl.topologies import MASKLLM_TOPOLOGIES, TopologyMisfit, check_size, 
 
 # The settings each notebook adds to those of the notebooks before it.
 SECTIONS = {
-    "01_sparsify": ("seed", "bases", "dtype", "data", "tokenizer", "model", "pretrain", "arms", "comparison", "sparsify", "scoring_batch"),
+    "01_sparsify": (
+        "seed",
+        "bases",
+        "dtype",
+        "data",
+        "tokenizer",
+        "model",
+        "pretrain",
+        "narrow",
+        "arms",
+        "comparison",
+        "sparsify",
+        "scoring_batch",
+    ),
     "02_recover": ("recover", "match_calibration"),
     "03_continual": ("continual", "measure"),
     "04_probe": ("probe",),
@@ -66,6 +82,8 @@ class Study(Settings):
     """The shape of the base."""
     pretrain: Optimisation
     """Training of the base."""
+    narrow: dict[str, Model] = {}
+    """Shape of the dense models with as many parameters as the sparse arms of a density have non-zeros, by that density."""
     sparsify: Sparsify
     """Conversion."""
     recover: Optimisation
@@ -90,6 +108,12 @@ class Study(Settings):
         absent = set(self.continual.arms) - set(self.arms)
         if absent:
             raise ValueError(f"continual.arms: {sorted(absent)} are not among arms {self.arms}; add them there")
+        for name, streams in self.continual.further.items():
+            self._check_further(name, streams)
+        for density in sorted({arm.density for arm in self.all_arms() if arm.lineage in ("Dnz", "Dcut")}):
+            if f"{density:g}" not in self.narrow:
+                raise ValueError(f"narrow: no shape for density {density:g}, which arms Dnz-{density:g} or Dcut-{density:g} need; add it")
+            check_matched(self.narrow[f"{density:g}"], self.model, self.tokenizer.vocabulary, density)
         if self.probe.items > self.data.test_items:
             raise ValueError(f"probe.items: {self.probe.items} is more than data.test_items {self.data.test_items}")
         if round(self.probe.top_fraction * self.model.ffn) < 1:
@@ -99,8 +123,20 @@ class Study(Settings):
             )
         return self
 
+    def _check_further(self, name: str, streams: FurtherStreams) -> None:
+        """Their arms are made where they run, and other stage lengths cannot be taken for the main protocol."""
+        where = f"continual.further.{name}"
+        if streams.replicates > self.replicates:
+            raise ValueError(f"{where}.replicates: {streams.replicates} of {self.replicates} replicates; choose at most that")
+        compared = self.comparison.arms if self.comparison and self.comparison.replicates >= streams.replicates else ()
+        if absent := set(streams.arms) - set(_with_starts((*self.arms, *compared))):
+            made = f"made in {streams.replicates} replicates"
+            raise ValueError(f"{where}.arms: {sorted(absent)} are not {made}; add them to arms or comparison")
+        if set(streams.stage_steps) - {self.continual.stage_steps} and streams.replicates == self.replicates:
+            raise ValueError(f"{where}.replicates: other stage lengths need fewer replicates than the study's {self.replicates}; lower it")
+
     def _check_arm(self, arm: Arm) -> None:
-        if not arm.is_sparse:
+        if not arm.topology:
             return
         for layer, (rows, columns) in self.model.linear_shapes().items():
             try:
@@ -123,9 +159,17 @@ class Study(Settings):
     def arms_of(self, replicate: int | str) -> tuple[str, ...]:
         """Arms that a replicate makes; where settings are chosen, only those of the stream and what they start from."""
         if replicate == VALIDATION:
-            return _with_starts(("D0", *self.continual.arms))
+            return _with_starts(("D0", *(arm for arms in self.swept().values() for arm in arms)))
         compared = self.comparison is not None and replicate < self.comparison.replicates
         return _with_starts(self.arms + (self.comparison.arms if compared else ()))
+
+    def swept(self) -> dict[str, tuple[str, ...]]:
+        """The arms whose learning rate is swept, by method: those of every replicate, and of another method its own."""
+        arms = {FULL: self.continual.arms}
+        for streams in self.continual.further.values():
+            for method in set(streams.methods) - {FULL, *REFERENCES}:
+                arms[method] = tuple(dict.fromkeys((*arms.get(method, ()), *streams.arms)))
+        return dict(sorted(arms.items()))
 
     def needs_validation(self) -> bool:
         """Whether a learning rate has to be chosen, i.e. the validation replicate runs."""
@@ -155,9 +199,12 @@ class Study(Settings):
 
 
 def _with_starts(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Put before every S1 the S0 it starts from."""
-    starts = [piece for name in names for piece in (("S0" + name[2:], name) if name.startswith("S1-") else (name,))]
-    return tuple(dict.fromkeys(starts))
+    """Put before every arm what it starts from: the S0 of S1 and Sf, D1 and the masks of Dg."""
+    found: list[str] = []
+    for name in names:
+        arm = parse_arm(name)
+        found += ["D1"] * arm.masks_updates + [f"S0-{arm.conversion}"] * bool(arm.topology) + [name]
+    return tuple(dict.fromkeys(found))
 
 
 def replicate_name(text: int | str) -> int | str:

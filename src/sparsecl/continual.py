@@ -1,12 +1,11 @@
 """Continual fine-tuning: an arm goes through the domains one by one (paper, section Stream).
 
-Every arm of a replicate sees the same rows in the same order under the same optimisation. After each
-stage all domains are scored by lm-eval and the masks asserted; every stage is a checkpoint, and since
-the optimizer starts anew with each stage, a resumed stream ends in the same bytes.
+Every arm of a replicate sees the same rows in the same order under the same optimisation. After each stage
+all domains are scored and the masks asserted; every stage is a checkpoint, and since the optimizer starts anew
+with each stage, a resumed stream ends in the same bytes. What is run is in `sparsecl.streams`.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -14,81 +13,20 @@ from torch import nn
 from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
 from sparsecl.config import VALIDATION
-from sparsecl.costs import training_costs
-from sparsecl.evaluation import EvaluationTasks, answers_that_fit
+from sparsecl.continual_methods import Method, Stage, StageContext, method_of
+from sparsecl.costs import extra_costs, total_costs, training_costs
+from sparsecl.examination import Examination
 from sparsecl.experiment import Experiment
-from sparsecl.items import GENERAL, Item
 from sparsecl.lineage import ArmCheckpoint, load_arm
+from sparsecl.methods import FULL, JOINT, REFERENCES
 from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
-from sparsecl.records import sha256_of_json
-from sparsecl.scoring import ItemScores, score_rows
+from sparsecl.published_replicates import published_learning_rates
+from sparsecl.records import read_record, sha256_of_json, write_record
 from sparsecl.settings import Optimisation
-from sparsecl.stream_tables import Stream, choose_learning_rate, score_rows_of, stream_tables, sweep_rows
+from sparsecl.stream_tables import score_rows_of, stream_tables, sweep_rows
+from sparsecl.streams import Stream, choose_learning_rates, planned_streams
 from sparsecl.tokenizer import Row
-from sparsecl.training import plan_batches, train
-
-Group = tuple[str, str]  # (domain, kind)
-
-
-def planned_streams(experiment: Experiment, learning_rate: float | None) -> list[Stream]:
-    """The runs of this replicate: on the validation replicate the whole grid, elsewhere the chosen rate."""
-    settings = experiment.study.continual
-    rates = settings.learning_rates if experiment.replicate == VALIDATION else (learning_rate,)
-    orders = ("main",) if experiment.replicate == VALIDATION else tuple(settings.orders)
-    return [
-        Stream(arm, method, order, rate, settings.stage_steps)
-        for arm in experiment.chosen(settings.arms)
-        for method in settings.methods
-        for order in orders
-        for rate in rates
-    ]
-
-
-def grouped(items: Iterable[Item]) -> dict[Group, list[Item]]:
-    """Items by (domain, kind), in their order."""
-    groups: dict[Group, list[Item]] = {}
-    for item in items:
-        groups.setdefault((item.domain, item.kind), []).append(item)
-    return groups
-
-
-class Examination:
-    """The scored items of a replicate, tokenised once: lm-eval's tasks and the smaller sets of the curves."""
-
-    def __init__(self, experiment: Experiment, base: Base) -> None:
-        self._experiment, self._base = experiment, base
-        split = experiment.suite.validation if experiment.replicate == VALIDATION else experiment.suite.test
-        self.items = grouped(item for domain in experiment.suite.domains for item in split[domain])
-        if experiment.replicate != VALIDATION:
-            self.items |= grouped(experiment.suite.general)
-        length = experiment.study.tokenizer.max_length
-        self.items = {group: answers_that_fit(base.tokenizer, items, length) for group, items in self.items.items()}
-        self.rows = {group: base.rows(tuple(items), length) for group, items in self.items.items()}
-
-    @cached_property
-    def _tasks(self) -> EvaluationTasks:
-        return EvaluationTasks(self.items, self._experiment.write_path("tasks"))
-
-    def at_stage_end(self, model: nn.Module, domain: str, is_last: bool) -> dict[Group, ItemScores]:
-        """Score everything by lm-eval.
-
-        Where settings are chosen, score only what the choice reads: the stage's own domain, and all at the end. The batched
-        scorer does that (equal by test).
-        """
-        study = self._experiment.study
-        if self._experiment.replicate != VALIDATION:
-            return self._tasks.evaluate(model, self._base.tokenizer, self.rows, study.tokenizer.max_length, study.scoring_batch)
-        read = {group: rows for group, rows in self.rows.items() if is_last or group[0] == domain}
-        return {group: score_rows(model, rows, study.scoring_batch) for group, rows in read.items()}
-
-    def on_curve(self, model: nn.Module) -> dict[Group, ItemScores]:
-        """Score the first `curve_items` of every group of the stream in one pass."""
-        count = self._experiment.study.continual.curve_items
-        chosen = {group: rows[:count] for group, rows in self.rows.items() if group[0] != GENERAL}
-        scores = score_rows(model, [row for rows in chosen.values() for row in rows], self._experiment.study.scoring_batch)
-        ends = np.cumsum([len(rows) for rows in chosen.values()])[:-1]
-        pieces = zip(np.split(scores.correct, ends), np.split(scores.nll, ends), strict=True)
-        return {group: ItemScores(*piece) for group, piece in zip(chosen, pieces, strict=True)}
+from sparsecl.training import train
 
 
 def run_stream(experiment: Experiment, base: Base, examination: Examination, stream: Stream) -> list[dict]:
@@ -97,18 +35,20 @@ def run_stream(experiment: Experiment, base: Base, examination: Examination, str
     Stage 0 is before any training. A report holds `domain`, `scores`, `items`, `curve` and `costs`.
     """
     start = load_arm(experiment, stream.arm)
-    domains = experiment.study.continual.orders[stream.order]
-    key = _start_key(experiment, start, stream)
-    reports: list[dict] = []
-    previous = None
-    for number, domain in enumerate(("", *domains)):
+    method = method_of(FULL if stream.method in REFERENCES else stream.method, experiment.study.continual.method_settings)
+    domains = stream.domains(experiment.study.continual)
+    reports, key, previous = [_before_stream(experiment, examination, start)], _start_key(experiment, start, stream), None
+    for number, domain in enumerate(domains, start=1):
         key = sha256_of_json({"upstream": key, "stage": number, "domain": domain})
         place = ("streams", stream.arm.name, stream.folder, f"stage-{number}")
-        directory = experiment.find(*place)
-        if not checkpoint_is(directory, key) or experiment.recompute:
+        directory, state = experiment.find(*place), experiment.write_path(*place).with_suffix(".method.safetensors")
+        if checkpoint_is(directory, key) and not experiment.recompute:
+            method.load_state(directory.with_suffix(".method.safetensors"))
+        else:
             model = start.model if previous is None else load_checkpoint(previous, start.masks)
-            report = _run_stage(experiment, base, examination, stream, model, start, domain)
+            report = _run_stage(experiment, base, examination, stream, method, model, start, number)
             directory = experiment.write_path(*place)
+            method.save_state(state)  # before the checkpoint, whose presence says that the stage is finished
             save_checkpoint(model, directory, start.masks, arm=stream.arm.name, key=key, **report)
         previous = directory
         reports.append(checkpoint_manifest(directory))
@@ -116,46 +56,86 @@ def run_stream(experiment: Experiment, base: Base, examination: Examination, str
 
 
 def _start_key(experiment: Experiment, start: ArmCheckpoint, stream: Stream) -> str:
+    settings = experiment.study.continual
+    about = settings.model_dump(mode="json", include={"batch", "weight_decay", "warmup", "curve_points", "curve_items", "method_settings"})
     return sha256_of_json(
         {
             "upstream": start.key,
-            "settings": experiment.study.digest("seed", "data", "continual", "dtype", "scoring_batch"),
+            "settings": [experiment.study.digest("seed", "data", "dtype", "scoring_batch"), about],
             "replicate": experiment.replicate,
-            "stream": [stream.method, stream.order, stream.learning_rate, stream.stage_steps],
+            "stream": [stream.method, stream.domains(settings), stream.learning_rate, stream.stage_steps],
             "code": module_digest("sparsecl.continual"),
         }
     )
 
 
+def _before_stream(experiment: Experiment, examination: Examination, start: ArmCheckpoint) -> dict:
+    """The report of stage 0, scored once for all streams of an arm."""
+    key = sha256_of_json({"upstream": start.key, "settings": experiment.study.digest("data", "scoring_batch"),
+                          "code": module_digest("sparsecl.continual")})  # fmt: skip
+    found = experiment.find("streams", start.arm.name, "start.json")
+    if found is not None and (record := read_record(found))["key"] == key and not experiment.recompute:
+        return record
+    scores = examination.at_stage_end(start.model, "", is_last=False, is_main=True)
+    record = {"key": key, "domain": "", "scores": score_rows_of(scores, examination.items), "items": [], "curve": [], "costs": None}
+    write_record(experiment.write_path("streams", start.arm.name, "start.json"), record)
+    return record
+
+
 def _run_stage(
-    experiment: Experiment, base: Base, examination: Examination, stream: Stream, model: nn.Module, start: ArmCheckpoint, domain: str
+    experiment: Experiment,
+    base: Base,
+    examination: Examination,
+    stream: Stream,
+    method: Method,
+    model: nn.Module,
+    start: ArmCheckpoint,
+    number: int,
 ) -> dict:
-    """Train one stage in place (nothing for stage 0) and score it."""
-    curve, costs = [], None
-    if domain:
-        curve, costs = _train_stage(experiment, base, examination, stream, model, start, domain)
-    last = experiment.study.continual.orders[stream.order][-1]
-    scores = examination.at_stage_end(model, domain, domain == last)
+    """Train one stage in place and score it."""
+    domains = stream.domains(experiment.study.continual)
+    domain, is_last = domains[number - 1], number == len(domains)
+    context = _context(experiment, base, stream, number)
+    with method.stage(model, start.masks, context) as stage:
+        curve, costs = _train_stage(experiment, examination, stream, model, start, stage, domain)
+    if stage.extra is not None:
+        costs = total_costs([extra_costs(experiment.study, model, start.masks, stage.extra, stage.extra_seconds), costs])
+    is_main = stream.is_main(experiment.study)
+    scores = examination.at_stage_end(model, domain, is_last, is_main)
+    kept = {group: score for group, score in scores.items() if is_main and (is_last or group[0] == domain)}
     return {
         "domain": domain,
         "scores": score_rows_of(scores, examination.items),
         "items": [
             {"domain": group[0], "kind": group[1], "correct": score.correct.tolist(), "nll": score.nll.tolist()}
-            for group, score in scores.items()
+            for group, score in kept.items()
         ],
         "curve": curve,
         "costs": costs,
     }
 
 
+def _context(experiment: Experiment, base: Base, stream: Stream, number: int) -> StageContext:
+    """What a method may know of the stage: the same rows and random streams for every arm."""
+    settings, length = experiment.study.continual, experiment.study.tokenizer.max_length
+    domains = stream.domains(settings)
+
+    def rows_of(domain: str) -> Sequence[Row]:
+        wanted = settings.orders["main"] if domain == JOINT else (domain,)
+        return [row for name in wanted for row in base.rows(experiment.suite.train[name], length)]
+
+    return StageContext(
+        domain=domains[number - 1], earlier=domains[: number - 1], is_last=number == len(domains), rows_of=rows_of,
+        steps=stream.stage_steps, batch=settings.batch, generator=experiment.generator, seed=experiment.seed,
+    )  # fmt: skip
+
+
 def _train_stage(
-    experiment: Experiment, base: Base, examination: Examination, stream: Stream, model: nn.Module, start: ArmCheckpoint, domain: str
+    experiment: Experiment, examination: Examination, stream: Stream, model: nn.Module, start: ArmCheckpoint, stage: Stage, domain: str
 ) -> tuple[list[dict], dict]:
     study = experiment.study
-    optimisation: Optimisation = study.continual.stage(stream.learning_rate)
-    rows: Sequence[Row] = base.rows(experiment.suite.train[domain], study.tokenizer.max_length)
-    plan = plan_batches([len(row.ids) for row in rows], optimisation.steps, optimisation.batch, experiment.generator(f"batches-{domain}"))
-    tokens = np.cumsum([sum(len(rows[index].ids) for index in batch) for batch in plan])
+    optimisation: Optimisation = study.continual.stage(stream.learning_rate, stream.stage_steps)
+    tokens = np.cumsum([sum(len(stage.rows[index].ids) for index in batch) for batch in stage.plan])
     points = {round(optimisation.steps * point / study.continual.curve_points) for point in range(1, study.continual.curve_points + 1)}
     curve: list[dict] = []
 
@@ -164,33 +144,40 @@ def _train_stage(
             seen = {"step": step, "tokens": int(tokens[step - 1]) if step else 0}
             curve.extend({**seen, **row} for row in score_rows_of(examination.on_curve(model), examination.items))
 
-    if experiment.replicate != VALIDATION:
+    has_curve = stream.has_curve and experiment.replicate != VALIDATION
+    if has_curve:
         measure(0)
-    after_step = None if experiment.replicate == VALIDATION else measure
-    description = f"{stream.arm.name}: {domain}"
-    log = train(model, rows, plan, optimisation, description=description, masks=start.masks, dtype=study.dtype, after_step=after_step)
-    return curve, training_costs(study, model, start.masks, log)
+    log = train(
+        model, stage.rows, stage.plan, optimisation, description=f"{stream.arm.name} {stream.method}: {domain}",
+        masks=stage.masks, update_masks=start.update_masks, penalty=stage.penalty, dtype=study.dtype,
+        after_step=measure if has_curve else None,
+    )  # fmt: skip
+    costs = training_costs(study, model, start.masks, log, start.update_masks, stage.adapter_rank)
+    return curve, costs | ({} if start.update_masks else {"trainable": stage.trainable})
 
 
-def chosen_learning_rate(experiment: Experiment) -> float | None:
-    """The study's learning rate: the only one of the grid, or the one the validation replicate chose."""
+def chosen_learning_rates(experiment: Experiment) -> Mapping[str, float] | None:
+    """The learning rate of every method: the only one of the grid, or what the validation replicate chose, here or as published."""
     settings = experiment.study.continual
     if experiment.replicate == VALIDATION:
         return None
     if not experiment.study.needs_validation():
-        return settings.learning_rates[0]
-    return experiment.require("03_continual", VALIDATION)["learning_rate"]
+        return dict.fromkeys(experiment.study.swept(), settings.learning_rates[0])
+    chosen_here = experiment.tree.find(experiment.tree.replicate(VALIDATION), "03_continual.json") is not None
+    if not chosen_here and (rates := published_learning_rates(experiment.study)) is not None:
+        return rates
+    return experiment.require("03_continual", VALIDATION)["learning_rates"]
 
 
-def continual_tables(experiment: Experiment, base: Base) -> tuple[dict[str, list[dict]], float]:
-    """Run all planned streams of this replicate; return the rows of all tables and the learning rate."""
-    rate = chosen_learning_rate(experiment)
+def continual_tables(experiment: Experiment, base: Base) -> tuple[dict[str, list[dict]], Mapping[str, float]]:
+    """Run all planned streams of this replicate; return the rows of all tables and the learning rates by method."""
+    rates = chosen_learning_rates(experiment)
     examination = Examination(experiment, base)
-    results = [(stream, run_stream(experiment, base, examination, stream)) for stream in planned_streams(experiment, rate)]
+    results = [(stream, run_stream(experiment, base, examination, stream)) for stream in planned_streams(experiment, base, rates)]
     if experiment.replicate == VALIDATION:
         rows = [row for stream, reports in results for row in sweep_rows(stream, reports)]
-        best = choose_learning_rate(rows, experiment.study.measure)
-        return {"learning_rate": [{**row, "chosen": row["learning_rate"] == best} for row in rows]}, best
+        best = choose_learning_rates(rows, experiment.study.measure)
+        return {"learning_rate": [{**row, "chosen": row["learning_rate"] == best[row["method"]]} for row in rows]}, best
     chance = [
         {"seed": experiment.replicate, "domain": domain, "kind": kind, "value": value}
         for (domain, kind), value in experiment.suite.chance.items()
@@ -199,4 +186,4 @@ def continual_tables(experiment: Experiment, base: Base) -> tuple[dict[str, list
     for stream, reports in results:
         for name, rows in stream_tables(experiment, stream, reports).items():
             tables.setdefault(name, []).extend(rows)
-    return tables, rate
+    return tables, rates

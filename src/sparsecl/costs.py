@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsecl.adapter_flops import lora_flops, masked_lora_flops
 from sparsecl.arms import Arm
 from sparsecl.config import Study
 from sparsecl.flops import (
     Consumption,
+    Products,
     block_sparsegpt_flops,
     linear_weights,
     mask_learning_flops,
@@ -60,22 +62,50 @@ def shape_of(model: nn.Module, settings: Model) -> Model:
     )
 
 
-def training_costs(study: Study, model: nn.Module, masks: Masks | None, log: TrainingLog) -> dict:
-    """What one training consumed: counted columns of the cost table and measured ones of the timings table."""
+def training_costs(
+    study: Study,
+    model: nn.Module,
+    masks: Masks | None,
+    log: TrainingLog,
+    update_masks: Masks | None = None,
+    adapter_rank: int | None = None,
+) -> dict:
+    """What one training consumed: counted columns of the cost table and measured ones of the timings table.
+
+    Where only updates are masked, all weights take part in the forward pass and in the input gradient. With `adapter_rank`
+    adapters of that rank train in place of the weights.
+    """
     shape, masked = shape_of(model, study.model), 0 if masks is None else masks.size - masks.kept
-    weights = linear_weights(shape)
-    dense, sparse = (
-        training_flops(shape, model.config.vocab_size, log.consumption, same(part)).total for part in (weights, weights - masked)
-    )
+    weights, held = linear_weights(shape), masked if update_masks is None else update_masks.size - update_masks.kept
+    taking_part = same(weights), Products(weights - masked, weights - masked, weights - held)
+    vocabulary, steps = model.config.vocab_size, len(log.losses)
+
+    def flops(part: Products) -> int:
+        if adapter_rank is None:
+            return training_flops(shape, vocabulary, log.consumption, part).total
+        if masks is None:
+            return lora_flops(shape, vocabulary, log.consumption, adapter_rank).total
+        return masked_lora_flops(shape, vocabulary, log.consumption, steps, adapter_rank, part.forward).total
+
+    dense, sparse = map(flops, taking_part)
     return {
         "tokens": log.tokens,
         "flops_dense": dense,
         "flops_sparse": sparse,
-        "trainable": parameter_count(model) - masked,
+        "trainable": parameter_count(model) - held,
         "masked": masked,
         "wall_s": round(log.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
     }
+
+
+def extra_costs(study: Study, model: nn.Module, masks: Masks | None, extra: Consumption, seconds: float) -> dict:
+    """What a method passed forward and backward through the whole model beside a training, in the columns that add up."""
+    shape, masked = shape_of(model, study.model), 0 if masks is None else masks.size - masks.kept
+    weights, vocabulary = linear_weights(shape), model.config.vocab_size
+    dense, sparse = (training_flops(shape, vocabulary, extra, same(part)).total for part in (weights, weights - masked))
+    measured = {"wall_s": round(seconds, 3), "peak_memory_bytes": peak_memory_bytes()}
+    return {"tokens": extra.tokens, "flops_dense": dense, "flops_sparse": sparse, **measured}
 
 
 def conversion_costs(study: Study, arm: Arm, model: nn.Module, masks: Masks, data: Seen, seconds: float) -> dict:

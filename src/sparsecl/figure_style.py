@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sparsecl.arms import DENSE_LINEAGES, SPARSE_LINEAGES, Arm, parse_arm
+from sparsecl.arms import DENSE_LINEAGES, MASKED_UPDATES, SPARSE_LINEAGES, Arm, parse_arm
 from sparsecl.comparisons import freedom
 from sparsecl.intervals import t_interval
+from sparsecl.protocol import main_protocol
 from sparsecl.records import write_atomically
 from sparsecl.topologies import Blocks, parse_topology
 
@@ -129,7 +130,7 @@ def arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
 
 def streamed_arms_in(frame: pd.DataFrame, table: str) -> list[Arm]:
     """Arms of a stream's table: dense ones, recovered ones from the freest topology to the coarsest, then the controls of these."""
-    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *SPARSE_LINEAGES]
+    kinds, lineages = ["dense", "patterns", "blocks", "controls"], [*DENSE_LINEAGES, *SPARSE_LINEAGES, *MASKED_UPDATES]
 
     def place(arm: Arm) -> tuple:
         within = freedom(arm.topology) if arm.name == f"S1-{arm.topology}" else (lineages.index(arm.lineage),)
@@ -184,17 +185,8 @@ def arm_handles(arms: Iterable[Arm], line: bool = True) -> list[Line2D]:
 
 
 def main_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the main protocol: method full, order main, and of every arm the stage length with the most replicates.
-
-    Further lengths have fewer replicates and belong to the frontier of own accuracy; arms of equal FLOPs have one length of their own.
-    """
-    frame = frame[(frame["method"] == "full") & (frame["order"] == "main")]
-    if frame.empty:
-        return frame
-    lengths = ["arm", "stage_steps"]
-    replicates = frame.groupby(lengths, sort=False)["seed"].nunique()  # unsorted: among equals the first is the study's own
-    main = replicates.groupby("arm").idxmax()
-    return frame[pd.MultiIndex.from_frame(frame[lengths]).isin(main.tolist())]
+    """Rows of the main protocol; within a single replicate, where lengths have equal counts, the first row is of the study's own."""
+    return frame if frame.empty else main_protocol(frame, stage_steps=int(frame["stage_steps"].iloc[0]))
 
 
 def over_domains(frame: pd.DataFrame) -> pd.Series:

@@ -29,24 +29,44 @@ from sparsecl.figure_style import (
     streamed_arms_in,
     styled,
 )
-from sparsecl.figures_checkpoints import conversion_and_recovery, layer_overlap, learning_rate_sweep
+from sparsecl.figures_checkpoints import conversion_and_recovery, layer_overlap
 from sparsecl.figures_conversion import algorithm_comparison, density_scan, recovery_curves, topology_comparison
+from sparsecl.figures_crossover import crossover
+from sparsecl.figures_doses import dose_response
+from sparsecl.figures_frontier import learned_forgotten_frontier
+from sparsecl.figures_hypotheses import controls, efficiency_plane, forgetting_by_topology
+from sparsecl.figures_inference import inference_speed
+from sparsecl.figures_learning_rate import learning_rate_methods, learning_rate_sweep
 from sparsecl.figures_matrices import accuracy_matrices, draw_matrices, matrix_rows, stage_matrix
 from sparsecl.figures_measures import forgetting_own_final
+from sparsecl.figures_methods import methods_plane
+from sparsecl.figures_orders import forgetting_by_order
+from sparsecl.figures_retention import retention_by_domain
 from sparsecl.items import GENERAL
 
 __all__ = [
     "accuracy_matrices",
     "algorithm_comparison",
+    "controls",
     "conversion_and_recovery",
+    "crossover",
     "density_scan",
+    "dose_response",
+    "efficiency_plane",
     "figure_or_reason",
+    "forgetting_by_order",
+    "forgetting_by_topology",
     "forgetting_curves",
     "forgetting_own_final",
+    "inference_speed",
     "layer_overlap",
+    "learned_forgotten_frontier",
+    "learning_rate_methods",
     "learning_rate_sweep",
     "loss_forgetting",
+    "methods_plane",
     "recovery_curves",
+    "retention_by_domain",
     "save",
     "topology_comparison",
 ]

@@ -1,10 +1,10 @@
-"""Figures about single checkpoints: conversion and recovery, the learning-rate sweep, activation overlap.
+"""Figures about single checkpoints: conversion and recovery, activation overlap.
 
 Read by `sparsecl.figures`, which names all figures of the paper.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,12 +25,10 @@ from sparsecl.figure_style import (
     arms_in,
     draw_interval,
     intervals,
-    line_style,
-    over_domains,
     streamed_arms_in,
     styled,
 )
-from sparsecl.figures_matrices import frame_cell, heat_map
+from sparsecl.figures_matrices import heat_map
 
 RECOVERY = re.compile(r"recovery/nll/(\d+)")
 
@@ -81,63 +79,6 @@ def conversion_and_recovery(conversion: pd.DataFrame, arms: Collection[str] = CH
         axes.set_title("loss during the extra steps")
         axes.set_xlabel("optimizer steps")
         axes.legend(handles=arm_handles(arms), loc="best")
-    return figure
-
-
-@styled
-def learning_rate_sweep(learning_rate: pd.DataFrame, measure: str = "score") -> Figure:
-    """Own and final score (or loss, where `measure` is "nll") of the arms over the grid of learning rates.
-
-    Rings (with many arms, which are rows of a table of numbers, frames) mark the choice.
-    """
-    columns = {"own": "own", "final": "final"} if measure == "score" else {"own": "nll_own", "final": "nll_final"}
-    unit = "score (%)" if measure == "score" else "loss (nats)"
-    rows = learning_rate[learning_rate["kind"] == "all"]
-    arms = streamed_arms_in(rows, "learning_rate")
-    rows = rows[over_domains(rows)] if over_domains(rows).any() else rows
-    values = {f"{name} {unit}": _rate_grid(rows, arms, column, 100 if measure == "score" else 1) for name, column in columns.items()}
-    chosen = set(rows.loc[rows["chosen"].astype(bool), "learning_rate"])
-    return _rate_curves(values, arms, chosen) if len(arms) <= TOGETHER else _rate_numbers(values, arms, chosen, measure)
-
-
-def _rate_grid(rows: pd.DataFrame, arms: Sequence[Arm], column: str, scale: float) -> pd.DataFrame:
-    """Means over domains: a row an arm, a column a learning rate."""
-    grid = scale * rows.pivot_table(index="arm", columns="learning_rate", values=column, dropna=False)
-    if not grid.notna().any(axis=None):
-        raise NothingToDraw(f"learning_rate: no value of {column!r}; draw the other measure (score or nll), or run 03_continual")
-    return grid.reindex([arm.name for arm in arms])
-
-
-def _rate_curves(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen: Collection[float]) -> Figure:
-    figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 2.2), sharex=True)
-    for axes, (title, grid) in zip(panels, values.items(), strict=True):
-        for arm in arms:
-            line = grid.loc[arm.name]
-            axes.plot(line.index, line, **line_style(arm))
-            ringed = line[line.index.isin(chosen)]
-            axes.plot(ringed.index, ringed, "o", markersize=10, markerfacecolor="none", color=arm.colour)
-        axes.set_xscale("log")
-        axes.set_xticks(grid.columns, [f"{rate:g}" for rate in grid.columns])
-        axes.minorticks_off()
-        axes.set_xlabel("peak learning rate of a stage")
-        axes.set_title(title)
-        axes.margins(x=0.1, y=0.2)
-    ring = Line2D([], [], marker="o", linestyle="", markersize=9, markerfacecolor="none", color="0.3", label="chosen")
-    panels[0].legend(handles=[*arm_handles(arms), ring], loc="best")
-    return figure
-
-
-def _rate_numbers(values: Mapping[str, pd.DataFrame], arms: Sequence[Arm], chosen: Collection[float], measure: str) -> Figure:
-    """Arms downwards, learning rates across; the colours of both panels are on one scale."""
-    figure, panels = plt.subplots(1, 2, figsize=(TEXT_WIDTH, 0.17 * len(arms) + 0.8), sharey=True)
-    limit = 100 if measure == "score" else max(float(np.nanmax(grid.to_numpy())) for grid in values.values())
-    for axes, (title, grid) in zip(panels, values.items(), strict=True):
-        labelled = grid.set_axis([arm.label for arm in arms]).set_axis([f"{rate:g}" for rate in grid.columns], axis=1)
-        heat_map(axes, labelled, ".1f" if measure == "score" else ".2f", slant=0, vmin=0, vmax=limit, cmap="Blues")
-        for column in np.flatnonzero(grid.columns.isin(chosen)):
-            frame_cell(axes, 0, column, rows=len(arms))
-        axes.set_title(title)
-        axes.set_xlabel("peak learning rate of a stage")
     return figure
 
 

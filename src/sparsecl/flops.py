@@ -179,7 +179,7 @@ def refit_flops(outputs: int, inputs: int, blocks: Blocks, density: float) -> in
 
 def regional_gradient_flops(model: Model, consumption: Consumption) -> Products:
     """Wanda++'s regional gradients: every decoder layer by itself, whose inputs need no gradient; the head is not run."""
-    return training_flops(model, 0, consumption.without_head()) + _spared(model, consumption.tokens, model.layers)
+    return training_flops(model, 0, consumption.without_head()) + spared_first_input_gradients(model, consumption.tokens, model.layers)
 
 
 def mask_learning_flops(model: Model, vocabulary: int, consumption: Consumption, steps: int, candidates: int) -> Products:
@@ -187,13 +187,13 @@ def mask_learning_flops(model: Model, vocabulary: int, consumption: Consumption,
 
     The draw is a product of (groups, candidates) with (candidates, group); it counts among the forward and the weight gradients.
     """
-    whole = training_flops(model, vocabulary, consumption) + _spared(model, consumption.tokens, 1)
+    whole = training_flops(model, vocabulary, consumption) + spared_first_input_gradients(model, consumption.tokens, 1)
     head = training_flops(model, vocabulary, Consumption(0, 0, consumption.predicted)).weight_gradient
     draw = 2 * steps * linear_weights(model) * candidates
     return whole + Products(draw, 0, draw - head)
 
 
-def _spared(model: Model, tokens: int, layers: int) -> Products:
+def spared_first_input_gradients(model: Model, tokens: int, layers: int) -> Products:
     """Minus the input gradient of the projections that see the residual stream before anything trained does, in `layers` layers."""
     shapes = model.linear_shapes()
     first = sum(shapes[f"self_attn.{name}_proj"][0] * shapes[f"self_attn.{name}_proj"][1] for name in "qkv")

@@ -1,8 +1,6 @@
-"""From D0 to S0, S1 and D1: convert, recover, load (paper, sections Conversion and Recovery).
+"""From D0 to S0, and loading any arm with its masks (paper, section Conversion). Recovery is `sparsecl.recovery`.
 
-S1 is S0 trained on the recovery rows with its mask fixed; D1 is D0 trained on exactly the same rows in the
-same order, before which it may train once on the rows that the conversion was calibrated on. Every checkpoint
-carries the key of the unit that made it.
+Every checkpoint carries the key of the unit that made it.
 """
 
 from collections.abc import Sequence
@@ -15,32 +13,24 @@ from sparsecl.arms import Arm
 from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
 from sparsecl.conversion import ConversionData, calibration_digest, convert
-from sparsecl.costs import conversion_costs, cost_tables, training_costs
+from sparsecl.costs import conversion_costs, cost_tables
 from sparsecl.experiment import Experiment, MissingInput
-from sparsecl.items import has_answers
 from sparsecl.masks import Masks, load_masks, masks_digest, save_masks
 from sparsecl.modeling import checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import Stopwatch, sha256_of_json
-from sparsecl.scoring import score_rows
 from sparsecl.tokenizer import Row
-from sparsecl.training import TrainingLog, plan_batches, train
-
-RECOVERY_POINTS = 5  # scorings of the general mixture along the recovery
+from sparsecl.training import plan_batches
 
 
 @dataclass(frozen=True)
 class ArmCheckpoint:
-    """One arm's model, its masks (None where dense) and the key of the unit that made it."""
+    """One arm's model, its masks (None where dense), the key of the unit that made it, and masks that confine its updates."""
 
     arm: Arm
     model: nn.Module
     masks: Masks | None
     key: str
-
-
-def mask_name(arm: Arm) -> str:
-    """Masks belong to what was converted, not to the lineage: S0 and S1 share theirs."""
-    return arm.name.split("-", 1)[1]
+    update_masks: Masks | None = None
 
 
 def calibration_rows(experiment: Experiment, base: Base) -> list[Row]:
@@ -63,7 +53,7 @@ def convert_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
     data = _conversion_data(experiment, base, rows)
     masks = convert(model, arm, experiment.study.sparsify, data)
     costs = conversion_costs(experiment.study, arm, model, masks, data, watch.seconds())
-    save_masks(masks, experiment.write_path("masks", mask_name(arm)))
+    save_masks(masks, experiment.write_path("masks", arm.conversion))
     save_checkpoint(model, experiment.write_path(arm.name), masks, arm=arm.name, key=key, costs=costs)
     return ArmCheckpoint(arm, model, masks, key)
 
@@ -81,65 +71,39 @@ def _conversion_data(experiment: Experiment, base: Base, rows: Sequence[Row]) ->
 
 
 def load_arm(experiment: Experiment, arm: Arm, key: str | None = None) -> ArmCheckpoint:
-    """Load a finished arm with its masks asserted; MissingInput where it is not there (or not made under `key`)."""
+    """Load a finished arm with its masks asserted; MissingInput where it is not there (or not made under `key`).
+
+    `Dg` has no checkpoint of its own: it is D1, with the masks that will confine its updates.
+    """
+    name = "D1" if arm.masks_updates else arm.name
     folder = experiment.tree.replicate(experiment.base) if arm.lineage == "D0" else experiment.folder
-    directory = experiment.tree.find(folder, arm.name)
+    directory = experiment.tree.find(folder, name)
     if directory is None or (key is not None and not checkpoint_is(directory, key)):
         maker = "01_sparsify" if arm.lineage in ("D0", "S0") else "02_recover"
         raise MissingInput(
-            f"{experiment.tree.path(folder, arm.name)} is not there yet: run notebook {maker} with replicate = {experiment.replicate!r}, "
+            f"{experiment.tree.path(folder, name)} is not there yet: run notebook {maker} with replicate = {experiment.replicate!r}, "
             f"or ./run_all.sh --study {experiment.study.name} --only {maker}"
         )
     masks = load_arm_masks(experiment, arm)
-    return ArmCheckpoint(arm, load_checkpoint(directory, masks), masks, checkpoint_manifest(directory)["key"])
+    model, made = load_checkpoint(directory, masks if arm.is_sparse else None), checkpoint_manifest(directory)["key"]
+    if arm.masks_updates:
+        return ArmCheckpoint(arm, model, None, sha256_of_json({"model": made, "updates": made_masks_digest(experiment, arm)}), masks)
+    return ArmCheckpoint(arm, model, masks, made)
 
 
 def load_arm_masks(experiment: Experiment, arm: Arm) -> Masks | None:
-    """The masks of a sparse arm, verified; None for a dense one."""
-    if not arm.is_sparse:
+    """The masks of a sparse arm, or those that confine the updates of a dense one, verified; None where there are none."""
+    if not arm.topology:
         return None
-    manifest = experiment.find("masks", mask_name(arm) + ".json")
+    manifest = experiment.find("masks", arm.conversion + ".json")
     if manifest is None:
-        raise MissingInput(f"{experiment.write_path('masks', mask_name(arm))}.json is not there yet: run notebook 01_sparsify first")
+        raise MissingInput(f"{experiment.write_path('masks', arm.conversion)}.json is not there yet: run notebook 01_sparsify first")
     return load_masks(manifest.with_suffix(""))
 
 
-def recover_arm(experiment: Experiment, base: Base, arm: Arm) -> ArmCheckpoint:
-    """Train S1 from its S0, or D1 from D0, on the recovery rows, or load it where it is finished.
-
-    The checkpoint's manifest keeps the recovery curve and its cost (`recovery_of`).
-    """
-    start = load_arm(experiment, experiment.study.arm("D0" if arm.lineage == "D1" else "S0-" + mask_name(arm)))
-    about = {
-        "upstream": start.key,
-        "masks": masks_digest(experiment.find("masks", mask_name(arm) + ".json").with_suffix("")) if arm.is_sparse else None,
-        "arm": arm.name,
-        "settings": experiment.study.digest("seed", "recover", "match_calibration", "sparsify", "dtype"),
-        "replicate": experiment.replicate,
-    }
-    key = sha256_of_json({**about, "code": module_digest("sparsecl.lineage")})
-    if checkpoint_is(experiment.find(arm.name), key) and not experiment.recompute:
-        return load_arm(experiment, arm, key)
-    calibration_costs = _see_calibration(experiment, base, start) if arm.lineage == "D1" and experiment.study.match_calibration else None
-    curve, log = _recover(experiment, base, arm, start)
-    recovered = ArmCheckpoint(arm, start.model, start.masks, key)
-    costs = training_costs(experiment.study, recovered.model, recovered.masks, log)
-    about = {"arm": arm.name, "key": key, "curve": curve, "costs": costs, "calibration_costs": calibration_costs}
-    save_checkpoint(recovered.model, experiment.write_path(arm.name), recovered.masks, **about)
-    return recovered
-
-
-def _see_calibration(experiment: Experiment, base: Base, start: ArmCheckpoint) -> dict:
-    """Train the dense partner once on the calibration rows, as recovery trains; return what that cost.
-
-    A conversion passes these rows forward twice, at two thirds of a training step's cost, so the dense arm gets at least as much.
-    """
-    study = experiment.study
-    rows = calibration_rows(experiment, base)
-    settings = study.recover.model_copy(update={"steps": len(rows) // study.recover.batch})
-    plan = plan_batches([len(row.ids) for row in rows], settings.steps, settings.batch, experiment.generator("calibration-order"))
-    log = train(start.model, rows, plan, settings, description="D1: calibration rows", dtype=study.dtype)
-    return training_costs(study, start.model, None, log)
+def made_masks_digest(experiment: Experiment, arm: Arm) -> str | None:
+    """Digest of an arm's masks; None where it has none."""
+    return masks_digest(experiment.find("masks", arm.conversion + ".json").with_suffix("")) if arm.topology else None
 
 
 def making_of(experiment: Experiment, arm: Arm) -> dict:
@@ -158,26 +122,6 @@ def making_cost_tables(experiment: Experiment, arms: Sequence[Arm], method: str,
             for table, rows in found.items():
                 tables[table] += rows
     return tables
-
-
-def _recover(experiment: Experiment, base: Base, arm: Arm, start: ArmCheckpoint) -> tuple[list[dict], TrainingLog]:
-    study = experiment.study
-    rows = base.rows(experiment.suite.pretraining, study.tokenizer.max_length)
-    plan = plan_batches([len(row.ids) for row in rows], study.recover.steps, study.recover.batch, experiment.generator("recovery"))
-    general = base.rows(experiment.suite.general, study.tokenizer.max_length)
-    points = {round(study.recover.steps * point / RECOVERY_POINTS) for point in range(1, RECOVERY_POINTS + 1)}
-    curve: list[dict] = []
-
-    def measure(step: int) -> None:
-        if step == 0 or step in points:
-            scores = score_rows(start.model, general, study.scoring_batch)
-            curve.append({"step": step, "nll": scores.loss, "score": scores.score if has_answers(experiment.suite.general) else None})
-
-    measure(0)
-    log = train(
-        start.model, rows, plan, study.recover, description=f"recover {arm.name}", masks=start.masks, dtype=study.dtype, after_step=measure
-    )
-    return curve, log
 
 
 def mask_files(experiment: Experiment) -> list[Path]:

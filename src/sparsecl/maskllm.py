@@ -83,11 +83,13 @@ def learn_masks(
     choices = {name: CandidateChoice(prior[name], topology, settings, generator) for name in places}
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.requires_grad_(False).eval()
+    torch.set_flush_denormal(True)  # a sharp softmax is full of them, and a processor takes ten times as long for each
     try:
         for name, (module, tensor) in places.items():
             parametrize.register_parametrization(module, tensor, choices[name].to(getattr(module, tensor).device))
         _optimise(model, places, choices, rows, plan, settings)
     finally:
+        torch.set_flush_denormal(False)
         for module, tensor in places.values():
             if parametrize.is_parametrized(module, tensor):
                 parametrize.remove_parametrizations(module, tensor, leave_parametrized=False)

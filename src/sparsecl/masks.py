@@ -152,6 +152,25 @@ def masked_gradients(model: nn.Module, masks: Masks | None) -> Iterator[None]:
             handle.remove()
 
 
+class ConfinedUpdates:
+    """Holds a dense model's weights outside `masks` at the values they had when this was made (arm Dg).
+
+    Zero gradients alone do not: AdamW's weight decay moves a weight that is not zero.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks) -> None:
+        weights = prunable_weights(model)
+        self._held = [
+            (weights[name], mask.to(weights[name].device), weights[name].detach().clone()) for name, mask in masks.weights.items()
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo, in place and bit by bit, whatever a step did outside the masks."""
+        for weight, mask, start in self._held:
+            weight.copy_(torch.where(mask, weight, start))
+
+
 def _gradient_mask(kept: Tensor):
     def mask_gradient(parameter: nn.Parameter) -> None:  # the hook must return None
         parameter.grad.mul_(kept)

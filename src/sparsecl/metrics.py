@@ -12,11 +12,13 @@ import pandas as pd
 from jaxtyping import Float
 
 from sparsecl.items import GENERAL
+from sparsecl.methods import JOINT
 
 RUN_KEYS = ["arm", "topology", "algorithm", "density", "method", "order", "stage_steps", "base", "seed"]
 METRIC_COLUMNS = [*RUN_KEYS, "domain", "kind", "metric", "value"]
 ACCURACY_COLUMNS = [*RUN_KEYS, "stage", "stage_domain", "domain", "kind", "score", "n", "nll"]
 CURVE_COLUMNS = [*ACCURACY_COLUMNS, "step"]
+_OF_RUN = ["stage", "stage_domain", "domain", "kind", "score", "nll"]  # what the rows of one run are read for
 
 Matrix = Float[np.ndarray, "stages domains"]
 Domains = Float[np.ndarray, "domains"]
@@ -121,19 +123,20 @@ def metrics_table(accuracy: pd.DataFrame, curves: pd.DataFrame | None = None, ch
     _require_columns(accuracy, ACCURACY_COLUMNS, "accuracy")
     if curves is not None:
         _require_columns(curves, CURVE_COLUMNS, "curves")
-    rows = []
+    rows, of_run = [], {} if curves is None else {_plain(key): part for key, part in curves.groupby(RUN_KEYS, dropna=False, sort=False)}
     for key, run in accuracy.groupby(RUN_KEYS, dropna=False, sort=True):
-        run_curves = None if curves is None else curves[_matches(curves, key)]
+        run, run_curves = run[_OF_RUN], None if curves is None else of_run.get(_plain(key), curves.iloc[:0])[[*_OF_RUN, "step"]]
         rows += [(*key, *row) for row in _run_rows(_name(key), run, run_curves, chance or {})]
     return pd.DataFrame(rows, columns=METRIC_COLUMNS).astype({"value": float})
 
 
-def score_matrix(run: pd.DataFrame, kind: str, value: str = "score") -> pd.DataFrame:
+def score_matrix(run: pd.DataFrame, kind: str, value: str = "score", order: list[str] | None = None) -> pd.DataFrame:
     """The matrix of one run: rows stage 0..T, columns its domains of this kind in stream order.
 
-    A domain without any value of this kind has no column; a partly measured one raises MissingMeasurement.
+    A domain without any value of this kind has no column; a partly measured one raises MissingMeasurement. `order` is
+    `stream_order(run)` where it is known already.
     """
-    order = stream_order(run)
+    order = stream_order(run) if order is None else order
     cells = run[(run["kind"] == kind) & run["domain"].isin(order)]
     if cells.duplicated(["stage", "domain"]).any():
         twice = cells[cells.duplicated(["stage", "domain"])].iloc[0]
@@ -165,21 +168,32 @@ def stream_order(run: pd.DataFrame) -> list[str]:
 def _run_rows(name: str, run: pd.DataFrame, curves: pd.DataFrame | None, chance: Chance) -> Iterator[tuple[str, str, str, float]]:
     try:
         order = stream_order(run)
+        if order == [JOINT]:
+            yield from _joint_rows(run)
+            return
         kinds = sorted(set(run.loc[run["domain"] != GENERAL, "kind"]))
         absent = [domain for domain in order if domain not in set(run.loc[run["kind"] == "all", "domain"])]
         if absent:
             raise MissingMeasurement(f"domains {absent} of the stream have no rows of kind all; score them after every stage")
         for kind in kinds:
-            score, loss = score_matrix(run, kind), score_matrix(run, kind, "nll")
+            score, loss = (score_matrix(run, kind, value, order) for value in ("score", "nll"))
             yield from _with_kind(kind, _score_rows(score, order))
             yield from _with_kind(kind, _loss_rows(loss, order))
             if list(score) == order:
                 yield from _with_kind(kind, _chance_rows(score, _parts(run, kind), chance))
-                if curves is not None:
+                if curves is not None and not curves.empty:
                     yield "", kind, "learning_speed", _mean_learning_speed(score, curves[curves["kind"] == kind])
         yield from _general_rows(run[run["domain"] == GENERAL], len(order))
     except ValueError as error:
         raise type(error)(f"run {name}: {error}") from None
+
+
+def _joint_rows(run: pd.DataFrame) -> Iterator[tuple[str, str, str, float]]:
+    """All domains mixed in one stage: what could be kept; nothing is forgotten, so there is no more to say."""
+    scores = run[(run["domain"] != GENERAL) & (run["stage"] == 1)].dropna(subset=["score"])
+    for kind, rows in scores.groupby("kind"):
+        yield "", kind, "acc", float(rows["score"].mean())
+        yield from ((row.domain, kind, "final", float(row.score)) for row in rows.itertuples())
 
 
 def _with_kind(kind: str, rows: Iterator[tuple[str, str, float]]) -> Iterator[tuple[str, str, str, float]]:
@@ -192,6 +206,7 @@ def _score_rows(score: pd.DataFrame, order: list[str]) -> Iterator[tuple[str, st
     }  # fmt: skip
     if list(score) == order:
         yield "", "acc", float(score.to_numpy()[-1].mean())
+        yield "", "gain", float((score.to_numpy()[-1] - score.to_numpy()[0]).sum())
         if len(order) > 1:
             yield "", "bwt", backward_transfer(score.to_numpy())
             yield "", "fwt", forward_transfer(score.to_numpy())
@@ -264,13 +279,9 @@ def _require_columns(table: pd.DataFrame, columns: list[str], name: str) -> None
         raise MissingMeasurement(f"table {name} lacks the columns {absent}; it has {list(table)}. Compile the tables again")
 
 
-def _matches(table: pd.DataFrame, key: tuple) -> pd.Series:
-    """Rows of one run; empty and absent are the same key, because a CSV file cannot tell them apart."""
-    matches = pd.Series(True, index=table.index)
-    for column, value in zip(RUN_KEYS, key, strict=True):
-        blank = pd.isna(value) or value == ""
-        matches &= table[column].isna() | (table[column] == "") if blank else table[column] == value
-    return matches
+def _plain(key: tuple) -> tuple:
+    """The key of a run with empty for absent: a CSV file cannot tell them apart."""
+    return tuple("" if pd.isna(value) else value for value in key)
 
 
 def _name(key: tuple) -> str:

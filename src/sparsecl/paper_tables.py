@@ -12,46 +12,34 @@ from sparsecl.arms import parse_arm
 from sparsecl.comparisons import result_rows
 from sparsecl.config import Study
 from sparsecl.figure_style import main_rows
-from sparsecl.latex_tables import mean_cell, tabular
-from sparsecl.number_formats import DASH, count, interval, is_absent, latex_text, nats, p_value, points, rate
+from sparsecl.latex_tables import bare_p, contrast_label, mean_cell, tabular
+from sparsecl.number_formats import DASH, count, interval, is_absent, latex_text, nats, points, rate
+from sparsecl.paper_arms import REFERENCE, TREATMENT
+from sparsecl.paper_samples import METRIC_NAMES, STREAM_METRICS, Sample, contrast_test, main_metrics, stream_sample
 from sparsecl.paper_tables_conversion import algorithms_table, conversion_table, topologies_table
-from sparsecl.paper_values import (
-    STREAM_ARMS,
-    STREAM_CONTRASTS,
-    STREAM_METRICS,
-    Sample,
-    chosen_learning_rates,
-    contrast_test,
-    design_facts,
-    stream_sample,
+from sparsecl.paper_tables_efficiency import efficiency_table, fractions_table, kernels_table
+from sparsecl.paper_tables_streams import (
+    controls_table,
+    doses_table,
+    frontier_table,
+    methods_table,
+    orders_table,
+    stream_topologies_table,
 )
+from sparsecl.paper_values import STREAM_ARMS
+from sparsecl.paper_values_design import chosen_learning_rates, design_facts
+from sparsecl.paper_verdicts import verdicts_table
 
-METRIC_NAMES = {
-    "own": r"own $\bar R_{ii}$",
-    "final": r"final $\bar R_{Ti}$",
-    "forgetting": r"forgetting $F$",
-    "bwt": "backward transfer",
-    "retention": "retention (%)",
-    "acc": "accuracy, all domains",
-    "fwt": "forward transfer",
-    "learning_speed": "learning speed",
-    "general_retention": "general retention (%)",
-    "general_loss_rise": "rise of general loss (nats)",
-    "loss_forgetting": "loss forgetting (nats)",
-    "loss_own": "own loss (nats)",
-    "loss_final": "final loss (nats)",
-}
+STREAM_CONTRAST = (TREATMENT, REFERENCE)
 
 
 def _contrast_cells(sample: Sample, tests: pd.DataFrame, metric: str, form) -> list[str | None]:
     """Difference, interval, corrected p and effect size of the stream's main contrast."""
-    pair = STREAM_CONTRASTS[0]
-    found = sample.paired(*pair) | contrast_test(tests, *pair, metric)
-    p = p_value(found.get("p_holm"))
+    found = sample.paired(*STREAM_CONTRAST) | contrast_test(tests, *STREAM_CONTRAST, metric)
     return [
         form(found.get("estimate"), True),
         interval(found.get("ci_low"), found.get("ci_high"), form, True),
-        p.replace("= ", "") if p else None,
+        bare_p(found.get("p_holm")),
         nats(found.get("g")),
     ]
 
@@ -63,20 +51,19 @@ def _metric_rows(metrics: pd.DataFrame, tests: pd.DataFrame, names: Iterable[str
         if sample.wide.empty:
             continue
         tested = name if kind == "all" else f"{name}/{kind}"
-        label = METRIC_NAMES[name].replace("%", r"\%") + ("" if kind == "all" else f", {kind}")
+        label = METRIC_NAMES[name] + ("" if kind == "all" else f", {kind}")
         rows.append([label, *(mean_cell(sample.summary(arm), form) for arm in STREAM_ARMS), *_contrast_cells(sample, tests, tested, form)])
     return rows
 
 
 def _metric_heading() -> list[str]:
     labels = [parse_arm(arm).label for arm in STREAM_ARMS]
-    treatment, reference = (parse_arm(name).label for name in STREAM_CONTRASTS[0])
-    return ["measure", *labels, f"{treatment} $-$ {reference}", r"95\,\% interval", "$p$ (Holm)", "$g$"]
+    return ["measure", *labels, contrast_label(*STREAM_CONTRAST), r"95\,\% interval", "$p$ (Holm)", "$g$"]
 
 
 def metrics_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Scores of the stream: each metric by arm, the paired difference with its interval, corrected p and effect size."""
-    metrics, tests = tables["metrics"], tables.get("tests", pd.DataFrame())
+    metrics, tests = main_rows(tables["metrics"]), tables.get("tests", pd.DataFrame())
     first = _metric_rows(metrics, tests, ("own", "final", "forgetting"))
     beside = _metric_rows(metrics, tests, ("bwt", "retention", "acc", "fwt", "learning_speed", "general_retention"))
     kinds = [row for kind in ("ability", "fact") for row in _metric_rows(metrics, tests, ("own", "final", "forgetting"), kind)]
@@ -87,9 +74,8 @@ def metrics_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
 
 def losses_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """Answer-token losses of the stream by arm, with the paired difference (nats)."""
-    rows = _metric_rows(
-        tables["metrics"], tables.get("tests", pd.DataFrame()), ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise")
-    )
+    names = ("loss_own", "loss_final", "loss_forgetting", "general_loss_rise")
+    rows = _metric_rows(main_rows(tables["metrics"]), tables.get("tests", pd.DataFrame()), names)
     return tabular("lcccccc", _metric_heading(), rows) if rows else None
 
 
@@ -130,7 +116,7 @@ def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str,
 def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
     """Model, data and training of the study."""
     facts = {name: DASH if value is None else value for name, value in design_facts(study, tables).items()}
-    chosen = chosen_learning_rates(tables.get("learning_rate"), study)
+    chosen = chosen_learning_rates(tables.get("learning_rate"), study, STREAM_ARMS)
     stages = ", ".join(dict.fromkeys(chosen[f"learning_rate/{arm}"] or DASH for arm in STREAM_ARMS))
     pruning = f"{latex_text(study.sparsify.algorithm)}, {facts['calibration_rows']} calibration rows, damping {facts['dampening']}"
     decay = f"weight decay {facts['weight_decay']}, gradient norm at most {facts['clip']}"
@@ -186,12 +172,43 @@ def costs_table(tables: Mapping[str, pd.DataFrame]) -> str | None:
     return tabular("llcccc", heading, rows) if rows else None
 
 
-def part_tables(study: Study, tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str, str], float] | None = None) -> dict[str, str]:
-    """Every LaTeX table of one part that this study measured, by file name without suffix."""
+def part_tables(
+    study: Study,
+    tables: Mapping[str, pd.DataFrame],
+    chance: Mapping[tuple[str, str], float] | None = None,
+    verdicts: Mapping | None = None,
+    statements: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Every LaTeX table of one part that this study measured, by file name without suffix.
+
+    `verdicts` and `statements` are those of `sparsecl.paper_values.part_values`.
+    """
     found: dict[str, str | None] = {"settings": settings_table(study, tables), "costs": costs_table(tables)}
+    found |= {"efficiency": efficiency_table(study, tables), "fractions": fractions_table(study, tables)}
+    found |= {"kernels": kernels_table(study, tables), "verdicts": verdicts_table(verdicts or {}, statements or {})}
     if len(tables.get("metrics", ())):
-        found |= {"metrics": metrics_table(tables), "losses": losses_table(tables), "domains": domains_table(tables, chance)}
+        found |= _metrics_tables(study, tables, chance)
     if len(tables.get("conversion", ())):
         found |= {"conversion": conversion_table(study, tables)}
         found |= {"topologies": topologies_table(tables), "algorithms": algorithms_table(tables)}
     return {name: text for name, text in found.items() if text is not None}
+
+
+def _metrics_tables(
+    study: Study, tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str, str], float] | None
+) -> dict[str, str | None]:
+    """The tables that are drawn from the metrics: of the main protocol, and of further streams."""
+    steps, tests = study.continual.stage_steps, tables.get("tests", pd.DataFrame())
+    main = main_metrics(tables["metrics"], steps)
+    of_main = {**tables, "metrics": main}
+    return {
+        "metrics": metrics_table(of_main),
+        "losses": losses_table(of_main),
+        "domains": domains_table(of_main, chance) if len(tables.get("accuracy", ())) else None,
+        "controls": controls_table(main, tests),
+        "stream_topologies": stream_topologies_table(main, tests),
+        "doses": doses_table(main),
+        "frontier": frontier_table(tables["metrics"], steps),
+        "orders": orders_table(tables["metrics"], steps),
+        "methods": methods_table(study, tables["metrics"]),
+    }

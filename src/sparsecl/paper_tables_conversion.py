@@ -13,7 +13,7 @@ from sparsecl.config import Study
 from sparsecl.figure_style import CHECKPOINT_ARMS
 from sparsecl.latex_tables import mean_cell, tabular
 from sparsecl.number_formats import count, interval, latex_text, nats, points
-from sparsecl.paper_values import Sample, checkpoint_sample
+from sparsecl.paper_samples import Sample, checkpoint_sample
 
 ROLES = {
     "D0": "the base",

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -29,8 +29,9 @@ class _Count:
 
 
 def _line(count: _Count, elapsed: float, root: Path) -> str:
-    running = ", ".join(status["job"] for status in job_status.jobs(root, "running")) or "planning"
-    return f"jobs {count.done}/{count.total}  {_clock(elapsed)}  now: {running}"
+    running, failed = (", ".join(status["job"] for status in job_status.jobs(root, state)) for state in ("running", "failed"))
+    failures = f"  FAILED: {failed}" if failed else ""  # others go on; the messages stand in the summary
+    return f"jobs {count.done}/{count.total}  {_clock(elapsed)}  now: {running or 'planning'}{failures}"
 
 
 def _clock(seconds: float) -> str:
@@ -48,8 +49,8 @@ def _show(line: str, shown: str) -> str:
     return line
 
 
-def follow(command: Sequence[str], root: Path, plan) -> int:
-    """Run Snakemake with its output in `<root>/snakemake.log`, showing progress; returns its exit status."""
+def follow(command: Sequence[str], root: Path, plan, watch: Callable[[], None] | None = None) -> int:
+    """Run Snakemake with its output in `<root>/snakemake.log`; returns its exit status. Shows progress and calls `watch` now and then."""
     started, count, shown = time.monotonic(), _Count(), ""
     log = root / "snakemake.log"
     with log.open("w", encoding="utf-8") as file:
@@ -68,6 +69,8 @@ def follow(command: Sequence[str], root: Path, plan) -> int:
             while process.poll() is None:
                 if count.total:
                     shown = _show(_line(count, time.monotonic() - started, root), shown)
+                if watch is not None:
+                    watch()
                 time.sleep(REFRESH_SECONDS)
         except KeyboardInterrupt:
             process.wait()

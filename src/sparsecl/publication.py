@@ -20,6 +20,7 @@ from sparsecl import figures
 from sparsecl.config import Study
 from sparsecl.figure_style import NothingToDraw
 from sparsecl.number_formats import latex_text, points, rate
+from sparsecl.paper_arms import REFERENCE, TREATMENT
 from sparsecl.paper_tables import part_tables
 from sparsecl.paper_values import part_values, registered_keys
 from sparsecl.records import write_text
@@ -67,9 +68,9 @@ def figures_of(part: str, paper: Path = PAPER) -> set[str]:
 def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None, names: set[str] | None = None) -> dict[str, Figure]:
     """Those of the named figures (default: all) that the tables can fill, by file name without suffix."""
     known = {
-        "forgetting_curves": (figures.forgetting_curves, ("curves", "accuracy")),
-        "accuracy_matrices": (figures.accuracy_matrices, ("accuracy",)),
-        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(metrics, margin), ("metrics",)),
+        "forgetting_curves": (lambda *both: figures.forgetting_curves(*map(of_main_contrast, both)), ("curves", "accuracy")),
+        "accuracy_matrices": (lambda accuracy: figures.accuracy_matrices(of_main_contrast(accuracy)), ("accuracy",)),
+        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(of_main_contrast(metrics), margin), ("metrics",)),
         "conversion_and_recovery": (figures.conversion_and_recovery, ("conversion",)),
         "topology_comparison": (figures.topology_comparison, ("conversion",)),
         "algorithm_comparison": (figures.algorithm_comparison, ("conversion",)),
@@ -78,6 +79,17 @@ def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None
         "layer_overlap": (figures.layer_overlap, ("overlap",)),
         "learning_rate_sweep": (figures.learning_rate_sweep, ("learning_rate",)),
         "loss_forgetting": (figures.loss_forgetting, ("accuracy", "curves")),
+        "controls": (lambda metrics: figures.controls(metrics, margin), ("metrics",)),
+        "efficiency_plane": (figures.efficiency_plane, ("metrics",)),
+        "forgetting_by_topology": (figures.forgetting_by_topology, ("accuracy",)),
+        "learned_forgotten_frontier": (figures.learned_forgotten_frontier, ("metrics",)),
+        "forgetting_by_order": (lambda metrics: figures.forgetting_by_order(metrics, margin=margin), ("metrics",)),
+        "dose_response": (figures.dose_response, ("metrics",)),
+        "crossover": (figures.crossover, ("curves", "accuracy", "timings")),
+        "methods_plane": (figures.methods_plane, ("metrics",)),
+        "retention_by_domain": (figures.retention_by_domain, ("metrics", "accuracy")),
+        "learning_rate_methods": (figures.learning_rate_methods, ("learning_rate",)),
+        "inference_speed": (figures.inference_speed, ("inference",)),
     }
     found = {}
     for name in sorted(known if names is None else names):
@@ -88,6 +100,12 @@ def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None
         except NothingToDraw:
             continue  # a study without scores, or without a sweep, has no such figure
     return found
+
+
+def of_main_contrast(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the main contrast's arms; the whole table where one of them was not run."""
+    arms = {TREATMENT, REFERENCE}
+    return table[table["arm"].isin(arms)] if arms <= set(table["arm"]) else table
 
 
 def write_part(
@@ -109,9 +127,10 @@ def write_part(
     """
     folder = Path(directory) / part
     shutil.rmtree(folder, ignore_errors=True)  # a figure of an earlier run must not pass for one of this run
-    values = part_values(study, tables, verdict, _registration_facts(registration))
+    statements = {name: hypothesis.statement for name, hypothesis in getattr(registration, "hypotheses", {}).items()}
+    values = part_values(study, tables, verdict, _registration_facts(registration), statements)
     write_text(folder / "values.tex", values_tex(part, values))
-    for name, text in part_tables(study, tables, chance).items():
+    for name, text in part_tables(study, tables, chance, verdict, statements).items():
         write_text(folder / "tables" / f"{name}.tex", text)
     shown = figures_of(part)
     if drawn is None:

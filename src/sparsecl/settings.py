@@ -5,19 +5,13 @@ Every field carries a sentence and its unit. Nothing here imports torch: the wor
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sparsecl.arms import ALGORITHMS
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, no unknown keys, no silent type conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+from sparsecl.domain_orders import WILLIAMS, williams_design
+from sparsecl.method_settings import MethodSettings
+from sparsecl.methods import FULL, METHODS
+from sparsecl.settings_types import Count, Fraction, Positive, Settings
 
 
 class GeneratedData(Settings):
@@ -192,15 +186,32 @@ class Comparison(Settings):
     """Arms beyond `arms`; S1 brings the S0 it starts from, names."""
 
 
+class FurtherStreams(Settings):
+    """Streams beside the main protocol, run in the first replicates only."""
+
+    replicates: Count
+    """How many replicates, from the first, run them, replicates."""
+    arms: tuple[str, ...]
+    """Arms that go through them, names."""
+    methods: tuple[Literal[tuple(METHODS)], ...] = (FULL,)
+    """Methods of continual fine-tuning, names."""
+    orders: tuple[str, ...] = ("main",)
+    """Domain orders: main, williams-2 and so on, or williams for the whole design, names."""
+    stage_steps: tuple[Count, ...] = ()
+    """Lengths of a stage; the study's own where empty, steps."""
+
+
 class Continual(Settings):
     """The domain stream."""
 
     orders: dict[str, tuple[str, ...]]
-    """Domain orders by name; the main one is called main."""
+    """Domain orders by name; the main one is called main, and those of its Williams design come by themselves."""
     methods: tuple[Literal["full"], ...]
-    """Methods of continual fine-tuning, names."""
+    """Method of the main protocol: full fine-tuning, without replay, penalty or freezing, name."""
     arms: tuple[str, ...]
-    """Arms that go through the stream, names."""
+    """Arms that go through the stream in every replicate, names."""
+    further: dict[str, FurtherStreams] = {}
+    """Other arms, methods, orders and stage lengths, by the name of what they are for."""
     stage_steps: Count
     """Optimizer steps of a stage, steps."""
     batch: Count
@@ -215,6 +226,8 @@ class Continual(Settings):
     """Scorings inside a stage, evenly spaced, its end included, points."""
     curve_items: Count = 48
     """Test items per domain and kind behind a curve's point, items."""
+    method_settings: MethodSettings = MethodSettings()
+    """Settings of the methods that are not full fine-tuning."""
 
     @model_validator(mode="after")
     def _orders_agree(self):
@@ -223,12 +236,25 @@ class Continual(Settings):
         for name, order in self.orders.items():
             if sorted(order) != sorted(self.orders["main"]):
                 raise ValueError(f"orders.{name}: {order} does not hold the domains of main {self.orders['main']}")
+        for name, streams in self.further.items():
+            if unknown := [order for order in streams.orders if order != WILLIAMS and order not in self.all_orders()]:
+                raise ValueError(f"further.{name}.orders: {unknown} unknown; known: {[*self.all_orders(), WILLIAMS]}")
         return self
 
-    def stage(self, learning_rate: float) -> Optimisation:
+    def all_orders(self) -> dict[str, tuple[str, ...]]:
+        """Every order by name: those of the study and of the Williams design over the main one."""
+        design = williams_design(self.orders["main"]) if len(self.orders["main"]) > 1 else {}
+        return design | self.orders
+
+    def orders_named(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The orders that a list of names means; `williams` is the whole design, `main` its first row."""
+        named = [order for name in names for order in (williams_design(self.orders["main"]) if name == WILLIAMS else (name,))]
+        return tuple(dict.fromkeys(named))
+
+    def stage(self, learning_rate: float, steps: int | None = None) -> Optimisation:
         """The optimisation of one stage: the loss falls on answer tokens only."""
         return Optimisation(
-            steps=self.stage_steps, batch=self.batch, learning_rate=learning_rate,
+            steps=steps or self.stage_steps, batch=self.batch, learning_rate=learning_rate,
             warmup=self.warmup, weight_decay=self.weight_decay, prompt_weight=0.0,
         )  # fmt: skip
 

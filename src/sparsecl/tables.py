@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from sparsecl.config import VALIDATION, Study
+from sparsecl.config import VALIDATION, Study, replicate_name
+from sparsecl.efficiency import joint_efficiency_rows
 from sparsecl.metrics import metrics_table
-from sparsecl.records import BrokenFile, read_json, read_record, sha256_of, write_json, write_record
+from sparsecl.published_replicates import is_published
+from sparsecl.records import BrokenFile, read_record, sha256_of, write_json, write_record
 from sparsecl.tree import Tree, published
 
 ARM = ("arm", "topology", "algorithm", "density")
 RUN = (*ARM, "method", "order", "stage_steps", "base", "seed")
 SCORE = ("domain", "kind", "score", "n", "nll")
+INFERENCE_VALUES = ("gain_theoretical", "gain_measured", "seconds_dense", "seconds")
 COLUMNS: dict[str, tuple[str, ...]] = {
     "accuracy": (*RUN, "stage", "stage_domain", *SCORE),
     "curves": (*RUN, "stage", "stage_domain", "step", "tokens", *SCORE),
@@ -39,6 +42,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "p_label",
         "ceiling",
     ),
+    "inference": ("arm", "seed", "stack", "rows", "tokens", "kernel", *INFERENCE_VALUES, "device", "dtype"),
     "chance": ("seed", "domain", "kind", "value"),
     "learning_rate": ("arm", "method", "learning_rate", "domain", "kind", "own", "final", "nll_own", "nll_final", "chosen"),
 }
@@ -57,6 +61,8 @@ NAMES = (
     "metric",
     "selection",
     "job",
+    "stack",
+    "kernel",
 )
 VALUES = (
     "score",
@@ -73,8 +79,9 @@ VALUES = (
     "null_label",
     "p_label",
     "ceiling",
+    *INFERENCE_VALUES,
 )
-MEASURED_TABLES = ("timings",)  # differ between two runs of the same study; every other table does not
+MEASURED_TABLES = ("timings", "inference")  # differ between two runs of the same study; every other table does not
 NOTEBOOKS = ("01_sparsify", "02_recover", "03_continual", "04_probe")
 TABLES_RECORD = "tables.json"
 
@@ -124,19 +131,18 @@ def tidy(table: str, rows: Sequence[dict] | pd.DataFrame) -> pd.DataFrame:
             f"table {table}: columns {sorted(set(frame.columns) ^ set(COLUMNS[table]))} differ from the contract; "
             "delete the record and run again"
         )
-    frame = frame[list(COLUMNS[table])]
+    frame = frame[list(COLUMNS[table])].assign(**{column: _replicates(frame[column]) for column in ("seed", "base") if column in frame})
     keys = [column for column in frame.columns if column not in VALUES]
     # Seeds are numbers except the validation replicate's, and stages sort as numbers.
     return frame.sort_values(keys, kind="stable", ignore_index=True)
 
 
-def is_published(study: Study, replicate: int | str) -> bool:
-    """Whether the committed tables hold this replicate under exactly these settings."""
-    path = published(study.name) / "published.json"
-    if not path.is_file():
-        return False
-    content = read_json(path)
-    return content["settings_sha256"] == study.digest() and replicate in content["replicates"]
+def _replicates(names: pd.Series) -> pd.Series:
+    """Replicates as numbers, whether they come from a record or were read from a column that also names `validation`.
+
+    One order and one type of rows, wherever they come from.
+    """
+    return names.astype(object).map({name: replicate_name(name) for name in names.unique()}).infer_objects()
 
 
 def _rows_of_replicate(study: Study, tree: Tree, replicate: int | str) -> dict[str, list[pd.DataFrame]]:
@@ -154,39 +160,58 @@ def _rows_of_replicate(study: Study, tree: Tree, replicate: int | str) -> dict[s
 
 def _published_rows(study: Study, replicate: int | str) -> dict[str, list[pd.DataFrame]]:
     directory = published(study.name)
-    if replicate == VALIDATION:
-        return {"learning_rate": [read_table("learning_rate", directory)]}
-    frames = {
-        table: read_table(table, directory) for table in COLUMNS if table != "learning_rate" and (directory / file_name(table)).is_file()
-    }
-    return {table: [frame[frame["seed"].astype(str) == str(replicate)]] for table, frame in frames.items()}
+    frames = {table: read_table(table, directory) for table in COLUMNS if (directory / file_name(table)).is_file()}
+    swept = frames.pop("learning_rate", None)  # has no seed: it is the validation replicate's own
+    rows = {table: [frame[frame["seed"].astype(str) == str(replicate)]] for table, frame in frames.items()}
+    return rows | ({"learning_rate": [swept]} if replicate == VALIDATION and swept is not None else {})
 
 
-def compile_tables(study: Study, tree: Tree) -> Path:
-    """Compile all replicates' records (or published rows) into `<tree>/results/`; return the record of that."""
+def is_finished(study: Study, tree: Tree, replicate: int | str) -> bool:
+    """Whether this tree holds all records of a replicate, under these settings."""
+    for notebook in notebooks_of(replicate):
+        path = tree.path(tree.replicate(replicate), f"{notebook}.json")
+        if not path.is_file() or read_record(path)["settings_sha256"] != study.digest_up_to(notebook):
+            return False
+    return True
+
+
+def _collect(study: Study, tree: Tree, replicates: Sequence[int | str]) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """All tables of the replicates but the derived ones, and where each replicate's rows come from: `run` or `published`."""
     collected: dict[str, list[pd.DataFrame]] = {}
     sources: dict[str, str] = {}
-    for replicate in study.replicate_names():
+    for replicate in replicates:
         last = tree.path(tree.replicate(replicate), f"{notebooks_of(replicate)[-1]}.json")
         sources[str(replicate)] = "run" if last.is_file() or not is_published(study, replicate) else "published"
         rows = _rows_of_replicate(study, tree, replicate) if sources[str(replicate)] == "run" else _published_rows(study, replicate)
         for table, frames in rows.items():
             collected.setdefault(table, []).extend(frames)
-    frames = {table: tidy(table, pd.concat(parts, ignore_index=True)) for table, parts in collected.items()}
-    return _write_all(study, tree, frames, sources)
+    return {table: tidy(table, pd.concat(parts, ignore_index=True)) for table, parts in collected.items()}, sources
 
 
-def _write_all(study: Study, tree: Tree, frames: dict[str, pd.DataFrame], sources: dict[str, str]) -> Path:
-    results, partial = tree.path("results"), tree.path(".results.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _write_all(frames: dict[str, pd.DataFrame], directory: Path) -> None:
+    """Write the tables, and metrics.csv, to an empty directory."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     for table, frame in frames.items():
-        write_table(table, frame, partial)
+        write_table(table, frame, directory)
     # Metrics are computed from the tables as written, so that anyone can recompute them from the files.
-    written = {table: read_table(table, partial) for table in ("accuracy", "curves", "chance")}
-    metrics_table(written["accuracy"], written["curves"], chance_scores(written["chance"])).to_csv(partial / "metrics.csv", index=False)
-    shutil.rmtree(results, ignore_errors=True)
-    partial.rename(results)
+    written = {table: read_table(table, directory) for table in ("accuracy", "curves", "chance", "cost")}
+    metrics = metrics_table(written["accuracy"], written["curves"], chance_scores(written["chance"]))
+    metrics = pd.concat([metrics, joint_efficiency_rows(metrics, written["cost"])], ignore_index=True)
+    metrics.to_csv(directory / "metrics.csv", index=False)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def compile_tables(study: Study, tree: Tree) -> Path:
+    """Compile all replicates' records (or published rows) into `<tree>/results/`; return the record of that."""
+    frames, sources = _collect(study, tree, study.replicate_names())
+    results, partial = tree.path("results"), tree.path(".results.partial")
+    _write_all(frames, partial)
+    _put_in_place(partial, results)
     path = tree.path(TABLES_RECORD)
     files = {file.name: sha256_of(file) for file in sorted(results.iterdir())}
     write_record(path, {"study": study.name, "settings_sha256": study.digest(), "sources": sources, "files": files})
@@ -218,17 +243,40 @@ def read_tables(directory: Path) -> dict[str, pd.DataFrame]:
 
 
 def publish(study: Study, tree: Tree, tests: Path | None) -> Path:
-    """Copy the compiled tables (and the tests) to `results/<study>/` in one rename; refuse incomplete ones."""
+    """Copy the compiled tables (and the tests) to `results/<study>/` in one rename; refuse those of other settings."""
     record = read_record(tree.path(TABLES_RECORD))
     if record["settings_sha256"] != study.digest():
         raise BrokenFile(f"the tables of {study.name} were compiled under other settings; run the study again before --publish")
-    target = published(study.name)
-    partial = target.with_name(f".{study.name}.partial")
+    partial = _partial_publication(study)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(tree.path("results"), partial)
     if tests is not None:
         shutil.copy(tests, partial / "tests.csv")
-    write_json(partial / "published.json", {"settings_sha256": study.digest(), "replicates": list(study.replicate_names())})
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    return _publish(study, partial, study.replicate_names())
+
+
+def publish_finished(study: Study, tree: Tree) -> list[int | str]:
+    """Publish every replicate that is finished in this tree or was published before; return them.
+
+    Without the tests, which need all replicates. Nothing is written before the first replicate that enters results.
+    """
+    replicates = [name for name in study.replicate_names() if is_finished(study, tree, name) or is_published(study, name)]
+    if all(name == VALIDATION for name in replicates):
+        return []
+    partial = _partial_publication(study)
+    frames, _ = _collect(study, tree, replicates)
+    _write_all(frames, partial)
+    _publish(study, partial, replicates)
+    return replicates
+
+
+def _partial_publication(study: Study) -> Path:
+    target = published(study.name)
+    return target.with_name(f".{study.name}.partial")
+
+
+def _publish(study: Study, partial: Path, replicates: Sequence[int | str]) -> Path:
+    write_json(partial / "published.json", {"settings_sha256": study.digest(), "replicates": list(replicates)})
+    target = published(study.name)
+    _put_in_place(partial, target)
     return target

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sparsecl.flops import Consumption, consumption_of
-from sparsecl.masks import Masks, assert_masks, masked_gradients
+from sparsecl.masks import ConfinedUpdates, Masks, assert_masks, masked_gradients
 from sparsecl.records import Stopwatch, write_atomically
 from sparsecl.settings import Optimisation
 from sparsecl.tokenizer import Row
 
 BETAS = (0.9, 0.95)
+Penalty = Callable[[nn.Module], Float[Tensor, ""]]  # nats, added to the loss of a step
 BUCKET_BATCHES = 32  # rows are sorted by length within this many batches, which keeps padding under 5 %
 
 
@@ -113,13 +114,16 @@ def train(
     *,
     description: str,
     masks: Masks | None = None,
+    update_masks: Masks | None = None,
+    penalty: Penalty | None = None,
     dtype: str = "float32",
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingLog:
-    """Train `model` in place along `plan`; masks hold throughout.
+    """Train in place, along `plan`, the parameters of `model` that require a gradient; `masks` hold throughout.
 
-    `after_step` is called with the number of finished steps. With `settings.checkpoint_every` and a
+    `update_masks` confines the updates of a dense model: weights outside keep their values. `penalty` is added to
+    the loss of every step. `after_step` is called with the number of finished steps. With `settings.checkpoint_every` and a
     `checkpoint` file the training resumes there after an interruption and ends in the same weights.
     Raises FloatingPointError at the first loss that is not finite.
     """
@@ -127,10 +131,10 @@ def train(
     watch = Stopwatch()
     losses: list[float] = []
     tokens = padded = 0
-    with masked_gradients(model, masks):
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay, fused=True
-        )
+    trained = [parameter for _, parameter in _trained(model)]
+    confined = None if update_masks is None else ConfinedUpdates(model, update_masks)
+    with masked_gradients(model, masks or update_masks):
+        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay, fused=True)
         start = _resume(model, optimizer, checkpoint)
         for step in tqdm(range(settings.steps), desc=description, mininterval=1):
             batch = [rows[index] for index in plan[step]]
@@ -138,7 +142,9 @@ def train(
             tokens, padded = tokens + sum(lengths), padded + max(lengths) * len(batch)
             if step < start:
                 continue
-            losses.append(_one_step(model, optimizer, batch, settings, step, dtype, description))
+            losses.append(_one_step(model, optimizer, batch, settings, step, dtype, description, penalty))
+            if confined is not None:
+                confined.restore()
             if after_step is not None:
                 with watch.paused():  # scoring is no training
                     after_step(step + 1)
@@ -150,7 +156,21 @@ def train(
     return TrainingLog(losses, tokens, padded, settings.steps * settings.batch, watch.seconds(), consumption)
 
 
-def _one_step(model, optimizer, batch: Sequence[Row], settings: Optimisation, step: int, dtype: str, description: str) -> float:
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _one_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Row],
+    settings: Optimisation,
+    step: int,
+    dtype: str,
+    description: str,
+    penalty: Penalty | None,
+) -> float:
+    """One optimizer step; returns the loss without the penalty."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, settings)
     ids, lengths, starts = pad_rows(batch)
@@ -161,8 +181,8 @@ def _one_step(model, optimizer, batch: Sequence[Row], settings: Optimisation, st
             f"{description}: loss is {loss.item()} at step {step + 1}; lower learning_rate (now {settings.learning_rate})"
         )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    (loss if penalty is None else loss + penalty(model)).backward()
+    nn.utils.clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], settings.clip)
     optimizer.step()
     return loss.item()
 
@@ -170,7 +190,7 @@ def _one_step(model, optimizer, batch: Sequence[Row], settings: Optimisation, st
 def _save_state(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, step: int) -> None:
     """Weights and AdamW's moments in one safetensors file, so that a resumed run equals an uninterrupted one."""
     tensors = {f"weight/{name}": parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"{key}/{name}"] = optimizer.state[parameter][key].clone()
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"step": str(step)}))
@@ -192,6 +212,7 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path | Non
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"weight/{name}"])
+        for name, parameter in _trained(model):
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),
                 "exp_avg": tensors[f"exp_avg/{name}"],

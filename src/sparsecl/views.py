@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from sparsecl.items import Suite
+from sparsecl.items import GENERAL, Suite
+from sparsecl.protocol import main_protocol
 
 
 def sample_items(suite: Suite, per_kind: int = 2) -> pd.DataFrame:
@@ -21,7 +22,28 @@ def checkpoint_metrics(rows: list[dict]) -> pd.DataFrame:
     return frame.pivot_table(index="arm", columns="metric", values="value", sort=False)
 
 
+def main_streams(tables: dict[str, list[dict]], stage_steps: int) -> dict[str, pd.DataFrame]:
+    """Accuracy and curves of the main protocol, of one replicate; `stage_steps` is the study's own stage length."""
+    frames = {name: pd.DataFrame(tables[name]) for name in ("accuracy", "curves")}
+    return {name: main_protocol(frame, stage_steps=stage_steps) for name, frame in frames.items()}
+
+
+def stream_ends(accuracy: list[dict]) -> pd.DataFrame:
+    """Mean score over the domains at the end of every stream of a replicate: arms down, methods, orders and stage lengths beside them."""
+    frame = pd.DataFrame(accuracy)
+    keys = ["arm", "method", "order", "stage_steps"]
+    last = frame["stage"] == frame.groupby(keys)["stage"].transform("max")
+    rows = frame[last & (frame["kind"] == "all") & (frame["domain"] != GENERAL)]
+    return rows.groupby(keys)[["score", "nll"]].mean()
+
+
 def stage_scores(accuracy: pd.DataFrame, arm: str, value: str = "score") -> pd.DataFrame:
     """R[t, i] of one arm: stages down, domains across, over both kinds of item."""
     rows = accuracy[(accuracy["arm"] == arm) & (accuracy["kind"] == "all")]
     return rows.pivot_table(index=["stage", "stage_domain"], columns="domain", values=value, sort=False)
+
+
+def inference_view(rows: list[dict]) -> pd.DataFrame:
+    """Theoretical and measured gain of every arm, format and load; the kernel column says why there is none."""
+    shown = ["arm", "stack", "rows", "tokens", "gain_theoretical", "gain_measured", "kernel"]
+    return pd.DataFrame(rows, columns=shown).set_index(shown[:4]).round({"gain_theoretical": 2, "gain_measured": 3})

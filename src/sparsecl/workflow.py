@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 from sparsecl import job_status
 from sparsecl.code_digest import module_digest, notebook_digest
 from sparsecl.config import VALIDATION, Study
+from sparsecl.published_replicates import is_published
 from sparsecl.records import BrokenFile, write_json
 from sparsecl.study_files import load_study
-from sparsecl.tables import NOTEBOOKS, TABLES_RECORD, is_published, notebooks_of
+from sparsecl.tables import NOTEBOOKS, TABLES_RECORD, notebooks_of
 from sparsecl.tree import REPOSITORY, Tree, open_tree, published
 
 STATISTICS = "05_stats"
@@ -36,11 +37,14 @@ class Plan:
     output: str
     only: str | None
     pdf: bool
+    publishes: bool = False  # complete replicates are copied to results/ as they finish, and those there are not run again
 
     @classmethod
     def read(cls, configuration: dict) -> "Plan":
         source = configuration["study"]
-        return cls(load_study(source), source, configuration["output"], configuration["only"], configuration["pdf"])
+        return cls(
+            load_study(source), source, configuration["output"], configuration["only"], configuration["pdf"], configuration["publishes"]
+        )
 
     @property
     def tree(self) -> Tree:
@@ -57,7 +61,8 @@ class Plan:
         owner = str(self.study.base_of(replicate))
         if not position and owner != replicate:
             needed.append(self.record("01_sparsify", owner))
-        if notebook == "03_continual" and self.study.needs_validation() and replicate != VALIDATION:
+        chooses = self.study.needs_validation() and VALIDATION not in self.reused()
+        if notebook == "03_continual" and chooses and replicate != VALIDATION:
             needed.append(self.record("03_continual", VALIDATION))
         return needed
 
@@ -66,8 +71,16 @@ class Plan:
         return self.study.base_threads if owns_base else 1
 
     def priority(self, notebook: str, replicate: str) -> int:
-        """The validation replicate first, because every stream waits for its learning rate; probes last."""
-        return 2 if replicate == VALIDATION else 0 if notebook == "04_probe" else 1
+        """The validation replicate first, because every stream waits for its learning rate.
+
+        A run that publishes then finishes replicate after replicate, the last ones first: they run the main protocol alone. In any
+        other run all move along together, notebook after notebook, so that no core is idle at the end.
+        """
+        names = [str(name) for name in self.study.replicate_names()]
+        if replicate == VALIDATION:
+            return len(names) * len(NOTEBOOKS)
+        place = names.index(replicate)
+        return place if self.publishes else (len(NOTEBOOKS) - NOTEBOOKS.index(notebook)) * len(names) - 1 - place
 
     def code(self, notebook: str) -> str:
         return notebook_digest(REPOSITORY / "notebooks" / f"{notebook}.ipynb")
@@ -83,14 +96,19 @@ class Plan:
         return "true" if notebook == self.only else "false"
 
     def records(self) -> list[str]:
-        """Records behind the tables; with `--only 05_stats`, a published replicate needs none."""
-        reuse = self.only == STATISTICS
+        """Records behind the tables; with `--publish` or `--only 05_stats`, a published replicate needs none."""
         return [
             self.record(notebook, replicate)
             for replicate in self.study.replicate_names()
-            if not (reuse and is_published(self.study, replicate) and not self._has_run(replicate))
+            if replicate not in self.reused()
             for notebook in notebooks_of(replicate)
         ]
+
+    def reused(self) -> list[int | str]:
+        """Published replicates that this tree has not run and will not run."""
+        if not (self.publishes or self.only == STATISTICS):
+            return []
+        return [name for name in self.study.replicate_names() if is_published(self.study, name) and not self._has_run(name)]
 
     def _has_run(self, replicate: int | str) -> bool:
         return self.tree.path(self.record(notebooks_of(replicate)[-1], replicate)).is_file()
@@ -107,9 +125,11 @@ class Plan:
         return self.study_source if name == self.study.name else name
 
     def part_inputs(self, part: str) -> list[str]:
-        if self.parts()[part] == self.study.name:
-            return [TABLES_RECORD]
-        return [str(published(self.parts()[part]) / "published.json")]
+        """The tables behind a part, and the registered analysis of its study where there is one."""
+        name = self.parts()[part]
+        registration = REPOSITORY / "paper" / "preregistration" / f"{name}.yaml"
+        tables = TABLES_RECORD if name == self.study.name else str(published(name) / "published.json")
+        return [tables, *([str(registration)] if registration.is_file() else [])]
 
     def part_records(self) -> list[str]:
         """One 05_stats record for each part that has tables: this study's and the published ones."""
@@ -176,10 +196,11 @@ def prepare(plan: Plan) -> None:
     if stopped := job_status.stop_left_over(root):
         print(f"stopped what a killed run had left running: {', '.join(stopped)}")
     shutil.rmtree(root / ".snakemake" / "locks", ignore_errors=True)
-    write_json(root / "workflow.json", {"study": plan.study_source, "output": plan.output, "only": plan.only, "pdf": plan.pdf})
+    about = {"study": plan.study_source, "output": plan.output, "only": plan.only, "pdf": plan.pdf, "publishes": plan.publishes}
+    write_json(root / "workflow.json", about)
 
 
-def run(plan: Plan, cores: int, extra: Sequence[str], publish_results: bool) -> int:
+def run(plan: Plan, cores: int, extra: Sequence[str]) -> int:
     """Run the plan under the study's lock; returns the exit status."""
     from sparsecl.progress import follow
     from sparsecl.tables import publish
@@ -189,14 +210,51 @@ def run(plan: Plan, cores: int, extra: Sequence[str], publish_results: bool) -> 
     try:
         with FileLock(root / ".lock", timeout=0):
             prepare(plan)
-            status = follow(snakemake_command(plan, cores, extra), root, plan)
-            if status == 0 and publish_results:
+            if plan.publishes and plan.reused():
+                print(f"taken from {published(plan.study.name).relative_to(REPOSITORY)}, not run: replicates {_named(plan.reused())}")
+            watch = Publication(plan) if plan.publishes else None
+            status = follow(snakemake_command(plan, cores, extra), root, plan, watch)
+            if status == 0 and plan.publishes:
                 part = next(part for part, name in plan.parts().items() if name == plan.study.name)
                 print(f"published: {publish(plan.study, plan.tree, plan.tree.path('paper', part, 'tests.csv')).relative_to(REPOSITORY)}")
             return status
     except Timeout:
         print(f"study {plan.study.name} is already being run in {root}; wait for it or stop it first", file=sys.stderr)
         return 1
+
+
+class Publication:
+    """Publishes the complete replicates whenever one more is finished, so that a long run that is lost loses little."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known = self._finished()
+
+    def _finished(self) -> set[int | str]:
+        """Replicates whose last record is there; reads no file, for it is asked twice a second."""
+        study, tree = self._plan.study, self._plan.tree
+        return {
+            name
+            for name in study.replicate_names()
+            if all(tree.path(self._plan.record(notebook, name)).is_file() for notebook in notebooks_of(name))
+        }
+
+    def __call__(self) -> None:
+        from sparsecl.tables import publish_finished
+
+        finished = self._finished()
+        if finished > self._known:
+            self._known = finished
+            try:
+                done = publish_finished(self._plan.study, self._plan.tree)
+            except (ValueError, BrokenFile) as error:  # what is run is worth more than its early publication
+                print(f"not published now, the run goes on: {error}", file=sys.stderr, flush=True)
+            else:
+                print(f"published so far: replicates {_named(done)}", flush=True)
+
+
+def _named(replicates: Sequence[int | str]) -> str:
+    return ", ".join(str(name) for name in replicates) or "none"
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -221,8 +279,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         study = load_study(options.study)
         output = options.out if options.out == "runs" else str(Path(options.out).absolute())
-        plan = Plan(study, options.study, output, options.only, not options.no_pdf)
-        return run(plan, options.cores, extra, options.publish)
+        plan = Plan(study, options.study, output, options.only, not options.no_pdf, options.publish)
+        return run(plan, options.cores, extra)
     except (ValueError, BrokenFile) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
