@@ -15,7 +15,7 @@ from recomputation import Run, read, rows, run_of, tidied
 from recomputation_statistics import values_of
 
 from sparsecl.number_formats import p_value
-from sparsecl.preregistration import Preregistration, exploratory_analysis
+from sparsecl.preregistration import Preregistration, planned_analysis
 from sparsecl.tree import REPOSITORY
 
 EXAMPLE = "example streams"
@@ -57,7 +57,7 @@ class Source:
         if (self.folder / "tests.csv").is_file():
             return read_table("tests", self.folder)
         metrics, items, accuracy = (self.theirs.get(name) for name in ("metrics", "items", "accuracy"))
-        return tests_table(metrics, Preregistration.model_validate(self.registration), items, accuracy)
+        return tests_table(metrics, Preregistration.model_validate(self.registration), items, accuracy, probes=self.theirs)
 
     @cached_property
     def tests(self) -> pd.DataFrame:
@@ -86,7 +86,7 @@ class Source:
         """The registration, without hypotheses whose arms these tables lack; for the example with its numbers of replicates."""
         path = REPOSITORY / "paper" / "preregistration" / f"{self.study.name}.yaml"
         if not path.is_file():
-            return exploratory_analysis(self.name, measure={"score": "score", "nll": "loss"}[self.study.measure]).model_dump(mode="json")
+            return planned_analysis(self.study).model_dump(mode="json")
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         if self.name == EXAMPLE:
             for hypothesis in found["hypotheses"].values():
@@ -94,7 +94,7 @@ class Source:
                 for contrast in hypothesis.get("contrasts", ()):
                     contrast |= {"replicates": 3} if "replicates" in contrast else {}
             return found
-        streamed = {run.arm for run in self.runs}
+        streamed = {run.arm if run.method == "full" else f"{run.arm}:{run.method}" for run in self.runs}
         return found | {"hypotheses": {name: h for name, h in found["hypotheses"].items() if needed_arms(h) <= streamed}}
 
     @cached_property
@@ -109,7 +109,7 @@ class Source:
 
 
 def needed_arms(hypothesis: Mapping) -> set[str]:
-    """The arms without which a hypothesis has no test."""
+    """The arms and runs without which a hypothesis has no test."""
     main = [contrast for contrast in hypothesis.get("contrasts", ()) if contrast.get("role") == "main"]
     return {*hypothesis.get("arms", ()), *(contrast[arm] for contrast in main for arm in ("treatment", "control"))}
 

@@ -13,14 +13,22 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from recomputation import Run, main_runs, rows, run_of, scores_by_run
+from recomputation_streams import frontier_distances
 from scipy import stats
 
-Values = dict[tuple[str, str, str], dict[str, float]]  # (arm, metric, kind) -> replicate -> value of the main protocol over domains
+# (run, metric, kind) -> replicate -> value over domains in the main order and stage length; a run is `arm` or `arm:method`
+Values = dict[tuple[str, str, str], dict[str, float]]
+
+
+def by_run(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every method's rows as if each method on an arm were an arm of its own, `D1:lora`, that is fine-tuned in full."""
+    other = frame["method"] != "full"
+    return frame.assign(arm=frame["arm"].where(~other, frame["arm"] + ":" + frame["method"]), method="full")
 
 
 def values_of(metrics: pd.DataFrame) -> Values:
-    """The main protocol's values over domains."""
-    over = metrics[(metrics["domain"] == "") & (metrics["method"] == "full") & (metrics["order"] == "main")]
+    """Values over domains of every arm and method in the main order."""
+    over = by_run(metrics[(metrics["domain"] == "") & (metrics["order"] == "main")])
     listed = [(run_of(row), row) for row in rows(over)]
     main, found = main_runs([run for run, _ in listed]), {}
     for run, row in listed:
@@ -171,14 +179,45 @@ def greenhouse_geisser(contrasted: np.ndarray) -> float:
 
 
 def verdicts(metrics: pd.DataFrame, accuracy: pd.DataFrame, registration: Mapping) -> dict[str, str]:
-    """The letter of every hypothesis of a registration (the parsed YAML file)."""
-    values = values_of(metrics)
-    return {
-        name: topology_letter(values, accuracy, hypothesis, registration)
-        if hypothesis["test"] == "topology_by_stage"
-        else paired_letter(values, hypothesis, registration)
-        for name, hypothesis in registration["hypotheses"].items()
-    }
+    """The letter of every hypothesis about streams of a registration (the parsed YAML file); scale is in `recomputation_scale`."""
+    values, found = values_of(metrics), {}
+    for name, hypothesis in registration["hypotheses"].items():
+        if hypothesis["test"] == "topology_by_stage":
+            found[name] = topology_letter(values, accuracy, hypothesis, registration)
+        elif hypothesis["test"] == "paired":
+            letter = paired_letter(values, hypothesis, registration)
+            stays = letter != "A" or better_at_equal_own(metrics, hypothesis, registration)
+            found[name] = letter if stays else "undecided"
+    return found
+
+
+def better_at_equal_own(metrics: pd.DataFrame, hypothesis: Mapping, registration: Mapping) -> bool:
+    """Whether the main contrast improves at equal own in as many replicates as registered; true where that is not asked for."""
+    if not hypothesis.get("at_equal_own"):
+        return True
+    main = next(contrast for contrast in hypothesis["contrasts"] if contrast.get("role") == "main")
+    found = single(
+        at_equal_own(metrics, main["treatment"], main["control"], hypothesis["improved"]["metric"]), registration.get("alpha", 0.05)
+    )
+    enough = found.n == hypothesis["at_equal_own"]["replicates"]
+    return enough and (found.low > 0 if hypothesis["improved"]["better"] == "higher" else found.high < 0)
+
+
+def at_equal_own(metrics: pd.DataFrame, treatment: str, control: str, outcome: str) -> list[float]:
+    """Mean vertical differences of two runs' frontiers, one a replicate with a common range."""
+    return list(frontier_distances(by_run(metrics), treatment, control, outcome).values())
+
+
+def single(values: Sequence[float], alpha: float = 0.05) -> Difference:
+    """The mean of one value a replicate, held against 0."""
+    n = len(values)
+    if n < 2:
+        return Difference(n, *[math.nan] * 8)
+    estimate, sd = math.fsum(values) / n, spread(values)
+    if sd <= 1e-14 * max(map(abs, values)):
+        return Difference(n, estimate, 0.0, *[math.nan] * 6)
+    wide, narrow = (stats.ttest_1samp(values, 0.0).confidence_interval(level) for level in (1 - alpha, 1 - 2 * alpha))
+    return Difference(n, estimate, sd, *wide, float(stats.ttest_1samp(values, 0.0).pvalue), math.nan, *narrow)
 
 
 def paired_letter(values: Values, hypothesis: Mapping, registration: Mapping) -> str:

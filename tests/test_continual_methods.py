@@ -15,11 +15,11 @@ from sparsecl.continual_methods.lora import ADAPTER, add_adapters, merge_adapter
 from sparsecl.continual_methods.masked_lora import MaskedLoraLinear
 from sparsecl.masks import Masks, TopologyViolation, apply_masks, assert_masks, prunable_weights
 from sparsecl.method_settings import Ewc, Lora, MethodSettings, Replay
-from sparsecl.methods import METHODS, REFERENCES
-from sparsecl.modeling import load_checkpoint, save_checkpoint
+from sparsecl.methods import DENSE_ONLY, METHODS, REFERENCES
+from sparsecl.modeling import build_model, load_checkpoint, save_checkpoint
 from sparsecl.randomness import generator, stream_seed
 from sparsecl.records import BrokenFile
-from sparsecl.settings import Optimisation
+from sparsecl.settings import Model, Optimisation
 from sparsecl.training import pad_rows, plan_batches, token_weights, train
 
 DOMAINS = ("code", "math", "legal")
@@ -50,7 +50,8 @@ def run_stage(model, masks, method, stage_context):
     """One stage as `continual` runs it; returns the stage."""
     optimisation = Optimisation(steps=stage_context.steps, batch=stage_context.batch, learning_rate=5e-3)
     with method.stage(model, masks, stage_context) as stage:
-        train(model, stage.rows, stage.plan, optimisation, description="test", masks=stage.masks, penalty=stage.penalty)
+        about = {"masks": stage.masks, "penalty": stage.penalty, "constrain": stage.constrain}
+        train(model, stage.rows, stage.plan, optimisation, description="test", **about)
     return stage
 
 
@@ -118,6 +119,10 @@ def test_the_first_stage_of_replay_and_ewc_is_that_of_full_fine_tuning(model, ro
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("is_sparse", [False, True])
 def test_a_stream_resumed_from_files_ends_in_the_same_weights(model, rows, tmp_path, name, is_sparse):
+    if is_sparse and name in DENSE_ONLY:
+        with pytest.raises(ValueError, match=f"{name}: "):
+            run_stage(model, sparse(model), method_of(name, SETTINGS), context(rows, 0))
+        return
     masks = sparse(model) if is_sparse else None
     resumed, method, other = copy.deepcopy(model), method_of(name, SETTINGS), method_of(name, SETTINGS)
     before = weights_of(model)
@@ -134,7 +139,7 @@ def test_a_stream_resumed_from_files_ends_in_the_same_weights(model, rows, tmp_p
         other.save_state(tmp_path / "state.safetensors")
         save_checkpoint(resumed, tmp_path / "stage", masks, arm="D1", key="k")
     assert torch.equal(weights_of(model), weights_of(resumed)) and not torch.equal(weights_of(model), before)
-    assert (tmp_path / "state.safetensors").exists() == (name == "ewc")
+    assert (tmp_path / "state.safetensors").exists() == (name not in ("full", "lora", "replay", "osf"))
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------
@@ -433,11 +438,44 @@ def test_adapters_differ_between_stages_and_leave_torchs_generator_alone(model, 
     assert torch.equal(torch.rand(3), expected) and not torch.equal(*adapters)
 
 
-def test_stacked_experts_are_refused_by_name():
+def test_stacked_experts_are_refused_by_name_under_masks_and_with_dropout():
     class Experts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.down_proj = nn.Parameter(torch.zeros(4, 8, 8))
 
-    with pytest.raises(ValueError, match="lora: experts.down_proj holds stacked experts"):
-        add_adapters(nn.ModuleDict({"experts": Experts()}), None, SETTINGS.lora)
+    model = nn.ModuleDict({"experts": Experts()})
+    with pytest.raises(ValueError, match="lora: experts.down_proj holds stacked experts, which have no masked adapter"):
+        add_adapters(model, nothing_masked(model), Lora(rank=4))
+    with pytest.raises(ValueError, match="lora: experts.down_proj holds stacked experts, whose adapters have no dropout"):
+        add_adapters(model, None, Lora(rank=4, dropout=0.1))
+
+
+def test_a_lora_stage_on_stacked_experts_trains_an_adapter_of_each_and_leaves_a_plain_model(rows, tokenizer, tmp_path):
+    """Adapters alone train; what is merged is what was trained; the model is saved, loaded and scored as before."""
+    shape = Model(
+        family="qwen3_5_moe", hidden=32, ffn=16, layers=4, heads=2, kv_heads=1, head_dim=16, experts=4, experts_per_token=2, shared_ffn=16,
+        delta_key_heads=1, delta_value_heads=1, delta_head_dim=8, router_aux_coefficient=0.0,
+    )  # fmt: skip
+    model, rank = build_model(shape, len(tokenizer), 32, seed=0, special_ids={"pad_token_id": tokenizer.pad_token_id}), 2
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    prunable = prunable_weights(model)
+    ids, _ = batch_of(rows[:4])
+    method = method_of("lora", MethodSettings(lora=Lora(rank=rank, alpha=4.0)))
+    with method.stage(model, None, context(rows, 0)) as stage:
+        sizes = [(weight.shape[0] if weight.ndim == 3 else 1) * rank * sum(weight.shape[-2:]) for weight in prunable.values()]
+        assert stage.trainable == sum(sizes) and not stage.flops_known
+        assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        train(model, stage.rows, stage.plan, Optimisation(steps=STEPS, batch=BATCH, learning_rate=5e-3), description="test")
+        with torch.no_grad():
+            adapted = model.eval()(ids).logits
+    assert model.state_dict().keys() == before.keys()
+    torch.testing.assert_close(model.eval()(ids).logits, adapted, rtol=1e-3, atol=1e-3)
+    for name, tensor in model.state_dict().items():
+        moved = (tensor != before[name]).flatten(1).any(1) if name in prunable and tensor.ndim == 3 else (tensor != before[name]).any()
+        assert bool(moved.all()) == (name in prunable), name  # every expert has moved, and nothing that has no adapter
+    save_checkpoint(model, tmp_path / "stage-1", None)
+    loaded = load_checkpoint(tmp_path / "stage-1")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    with method.stage(model, None, context(rows, 1)) as stage:  # the next stage starts from the plain model
+        assert stage.trainable == sum(sizes)

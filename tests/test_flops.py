@@ -32,6 +32,7 @@ from sparsecl.flops import (
     saliency_flops,
     same,
     sparse_steps_of_equal_flops,
+    sparsegpt_flops,
     training_flops,
 )
 from sparsecl.mask_selection import keep_blocks, select, tiles
@@ -451,3 +452,64 @@ def test_the_constants_of_the_factorisations_are_those_of_textbook_algorithms():
     elimination = sum(2 * (size - 1 - k) ** 2 for k in range(size))  # each pivot updates the remaining square
     for count, constant in ((cholesky, CHOLESKY), (substitution + product, INVERSE_FROM_CHOLESKY), (elimination + solved, INVERSE_BY_LU)):
         assert count / size**3 == pytest.approx(constant, rel=0.03)
+
+
+# A model with routed experts
+
+MIXTURE = Model(
+    family="qwen3_5_moe", hidden=32, ffn=24, layers=4, heads=2, kv_heads=1, head_dim=16, attention="eager",
+    experts=6, experts_per_token=2, shared_ffn=40, delta_key_heads=2, delta_value_heads=4, delta_head_dim=8, router_aux_coefficient=0.0,
+)  # fmt: skip
+
+
+def of_kernels(model, rows: int, length: int) -> tuple[int, int]:
+    """What the counter sees of one DeltaNet layer's chunked kernel and convolution, (forward, backward), by running them alone."""
+    from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe as source
+
+    layer = model.model.layers[0].linear_attn
+    heads = (rows, length, layer.num_v_heads)
+    query, key, value = (torch.randn(*heads, size, requires_grad=True) for size in (layer.head_k_dim, layer.head_k_dim, layer.head_v_dim))
+    decay, beta = -torch.rand(heads), torch.rand(heads)
+    decay.requires_grad_(), beta.requires_grad_()
+    mixed, ends = torch.randn(rows, layer.conv_dim, length, requires_grad=True), []
+
+    def forward():
+        ends.append(source.torch_chunk_gated_delta_rule(query, key, value, g=decay, beta=beta, use_qk_l2norm_in_kernel=True)[0])
+        ends.append(source.causal_conv1d_fn(mixed, layer.conv1d.weight.squeeze(1), activation="silu"))
+
+    return counted(forward), counted(lambda: sum(end.sum() for end in ends).backward())
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.1])
+def test_a_step_with_experts_costs_what_torch_counts_but_for_the_kernels_of_deltanet(prompt_weight):
+    """Exact: the kernels' products are exchanged, the rotary angles (a quarter of a head, three grids, every row) added."""
+    model, rows = made(MIXTURE), random_rows([LENGTH] * BATCH)
+    model.set_experts_implementation("eager")  # the counter does not see grouped products
+    consumption = consumption_of([(len(row.ids), row.answer_start) for row in rows], prompt_weight)
+    expected, losses = training_flops(MIXTURE, VOCABULARY, consumption), []
+    delta_layers = MIXTURE.layers - MIXTURE.full_attention_layers()
+    recurrence = 2 * 3 * delta_layers * MIXTURE.delta_value_heads * MIXTURE.delta_head_dim**2 * consumption.tokens
+    forward, backward = (delta_layers * part for part in of_kernels(model, BATCH, LENGTH))
+    angles = 3 * 2 * (MIXTURE.head_dim // 4 // 2) * BATCH * LENGTH
+    assert counted(lambda: losses.append(loss_of(model, rows, prompt_weight))) == expected.forward - recurrence + forward + angles
+    assert counted(losses[0].backward) == expected.backward - 2 * recurrence + backward
+    assert recurrence < 0.05 * expected.forward
+
+
+def test_only_the_active_experts_are_counted():
+    every_expert = MIXTURE.model_copy(update={"experts_per_token": MIXTURE.experts})
+    one = MIXTURE.layers * 3 * MIXTURE.hidden * MIXTURE.ffn
+    assert linear_weights(every_expert) - linear_weights(MIXTURE) == (MIXTURE.experts - MIXTURE.experts_per_token) * one
+    model = made(MIXTURE)
+    total = sum(weight.numel() for weight in prunable_weights(model).values())
+    assert linear_weights(every_expert) == total
+    log = TrainingLog([], 100, 100, 10, 0.0, Consumption(100, 1200, 40))
+    costs = training_costs(STUDY.model_copy(update={"model": MIXTURE}), model, None, log)
+    assert costs["flops_dense"] == costs["flops_sparse"] == training_flops(MIXTURE, VOCABULARY, log.consumption).total
+    assert costs["trainable"] == sum(parameter.numel() for parameter in model.parameters()) > linear_weights(MIXTURE)
+
+
+def test_what_is_not_counted_for_experts_is_refused():
+    for work in (lambda: lora_flops(MIXTURE, VOCABULARY, Consumption(1, 1, 1), 4), lambda: sparsegpt_flops(MIXTURE, 10)):
+        with pytest.raises(ValueError, match="not counted for a model with 6 experts; leave the count absent"):
+            work()

@@ -1,6 +1,6 @@
 """Every derived number of a study follows from its tables alone: each is computed again by an independent route and compared.
 
-The route is in the modules `recomputation*`: measures, tests and verdicts, streams. They import nothing of the package, which is
+The route is in the modules `recomputation*`: measures, tests and verdicts, streams, scale. They import nothing of the package, which is
 imported here for the comparison only. Sources are all committed tables, partial publications too, and the planted ones of
 `example_streams`, which hold every kind of stream. Of large tables a sample of runs is taken, another one for each table.
 """
@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from published_sources import EXAMPLE, LATER, SOURCES, Source, read_number, rounds_to, source_of
 from recomputation import main_runs, means_over_items, means_over_kinds, metrics, place, rows, run_of, tidied
-from recomputation_statistics import anova, bootstrapped_forgetting, curves_of_forgetting, difference, holm, spread, verdicts
+from recomputation_scale import is_scale, scale_letter
+from recomputation_statistics import anova, bootstrapped_forgetting, by_run, curves_of_forgetting, difference, holm, spread, verdicts
 from recomputation_streams import agreement, frontier_distances, last_crossing, order_cells, stream_curves, variance_components
 from scipy import stats
 
@@ -114,7 +115,7 @@ def test_t_tests(compared):
     }
     checked, wrong = 0, []
     for statement, family in table.groupby("hypothesis"):
-        if statement.endswith((" anova", " bootstrap")):
+        if statement.endswith((" anova", " bootstrap")) or not is_between_runs(statement, compared.registration):
             continue
         found = {}
         for row in rows(family):
@@ -135,6 +136,12 @@ def test_t_tests(compared):
     assert checked > 3 and not wrong, (len(wrong), wrong[:3])
 
 
+def is_between_runs(statement: str, registration: Mapping) -> bool:
+    """Whether a statement of the tests contrasts runs at equal steps; others are recomputed in `test_recomputation_implicit`."""
+    scale = [name for name, hypothesis in registration["hypotheses"].items() if is_scale(hypothesis)]
+    return statement.split()[0] not in scale and not statement.endswith(" at equal own")
+
+
 def test_every_registered_test_is_there(compared):
     """Contrasts whose arms were measured, none missing and none beyond what was registered."""
     registration, written = compared.registration, compared.tests
@@ -148,7 +155,7 @@ def test_every_registered_test_is_there(compared):
         pairs += [(c["treatment"], c["control"], c.get("role", "beside")) for c in hypothesis.get("contrasts", ())]
         expected |= {(f"{name} beside" if pair[2] == "beside" else name, pair[:2], metric) for pair in pairs for metric in deciding}
     tested = {(pair, metric) for _, pair, metric in expected}
-    leading = next(iter(registration["hypotheses"].values()))
+    leading = next((h for h in registration["hypotheses"].values() if h["test"] == "paired"), {})
     for name, family in registration["families"].items():
         pairs = [(c["treatment"], c["control"]) for c in family.get("contrasts") or leading["contrasts"]]
         expected |= {(name, pair, metric) for pair in pairs for metric in family["metrics"] if (pair, metric) not in tested}
@@ -158,6 +165,7 @@ def test_every_registered_test_is_there(compared):
         if difference(compared.values, *pair, label, registration["kind"]) is not None
     }
     plain = written[~written["hypothesis"].str.endswith((" anova", " bootstrap", " equivalence"))]
+    plain = plain[[is_between_runs(statement, registration) for statement in plain["hypothesis"]]]
     assert set(plain[["hypothesis", "contrast", "metric"]].itertuples(index=False, name=None)) == measured
 
 
@@ -168,7 +176,7 @@ def test_bootstrap(compared):
         pytest.skip("this study forgets by loss, which is not resampled")
     for row in rows(bootstraps.head(1)):
         again = bootstrapped_forgetting(
-            compared.tables["items"], compared.values, *row.contrast.split(" - "), draws=400, generator=np.random.default_rng(1)
+            by_run(compared.tables["items"]), compared.values, *row.contrast.split(" - "), draws=400, generator=np.random.default_rng(1)
         )
         assert agrees(row.estimate, again[0])
         assert max(abs(row.ci_low - again[1]), abs(row.ci_high - again[2])) < 0.2 * (row.ci_high - row.ci_low)
@@ -188,16 +196,19 @@ def test_anova(compared):
         assert row["n"] == again.n
 
 
-def letters_of(metrics: pd.DataFrame, accuracy: pd.DataFrame, registration: dict) -> dict[str, str]:
+def letters_of(metrics: pd.DataFrame, accuracy: pd.DataFrame, registration: dict, probes: Mapping | None = None) -> dict[str, str]:
     from sparsecl.verdict import compute_verdicts
 
-    found = compute_verdicts(metrics, Preregistration.model_validate(registration), accuracy)
+    found = compute_verdicts(metrics, Preregistration.model_validate(registration), accuracy, probes=probes)
     return {name: verdict.letter for name, verdict in found.items()}
 
 
 def test_letters(compared):
-    again = verdicts(compared.tables["metrics"], compared.tables["accuracy"], compared.registration)
-    assert again and letters_of(compared.theirs["metrics"], compared.theirs["accuracy"], compared.registration) == again
+    tables, registration = compared.tables, compared.registration
+    again = verdicts(tables["metrics"], tables["accuracy"], registration)
+    scale = {name: hypothesis for name, hypothesis in registration["hypotheses"].items() if is_scale(hypothesis)}
+    again |= {name: scale_letter(tables["overlap"], tables["gradients"], hypothesis) for name, hypothesis in scale.items()}
+    assert again and letters_of(compared.theirs["metrics"], compared.theirs["accuracy"], registration, compared.theirs) == again
 
 
 # Two metrics of the leading hypothesis on three contrasts, by (mean difference of forgetting, of final) and their spread.

@@ -12,7 +12,7 @@ from sparsecl import anova, planning, statistics
 from sparsecl.bootstrap import bootstrap_forgetting
 from sparsecl.intervals import t_interval
 from sparsecl.metrics import MissingMeasurement
-from sparsecl.statistics import NO_VARIANCE, UNDEFINED, paired_contrast, with_holm
+from sparsecl.statistics import NO_VARIANCE, TOO_FEW, UNDEFINED, contrast_with_zero, paired_contrast, with_holm
 
 TREATMENT = pd.Series([0.50, 0.42, 0.47, 0.44, 0.52], index=range(5))
 CONTROL = pd.Series([0.55, 0.50, 0.48, 0.53, 0.59], index=range(5))  # differences -5, -8, -1, -9, -7 points
@@ -321,3 +321,24 @@ def test_upper_limit_of_a_spread_covers_at_its_level():
     samples = np.random.default_rng(3).normal(0, 0.04, (4000, 5)).std(axis=1, ddof=1)
     covered = np.mean([planning.upper_sd(sd, 5) >= 0.04 for sd in samples])
     assert abs(covered - 0.8) < 3.5 * math.sqrt(0.16 / 4000)
+
+
+def test_one_sample_is_the_paired_contrast_of_the_same_differences():
+    generator = np.random.default_rng(11)
+    x, y = (pd.Series(generator.normal(0.5, 0.05, 7)) for _ in range(2))
+    paired, single = (
+        f(margin=0.05) for f in (lambda **k: paired_contrast(x, y, "a", "m", **k), lambda **k: contrast_with_zero(x - y, "a", "m", **k))
+    )
+    for field in ("estimate", "sd", "low", "high", "equivalence_low", "equivalence_high", "p", "p_equivalence", "n", "margin"):
+        assert getattr(single, field) == pytest.approx(getattr(paired, field)), field
+    assert math.isnan(single.effect), "one sample has no second spread"
+    assert math.isnan(contrast_with_zero(x - y, "a", "m").p_equivalence)
+
+
+@pytest.mark.parametrize(
+    ("values", "flag", "n"), [([], TOO_FEW, 0), ([0.1], TOO_FEW, 1), ([0.1, math.nan], UNDEFINED, 2), ([-1.0, -1.0, -1.0], NO_VARIANCE, 3)]
+)
+def test_one_sample_without_a_test_says_why(values, flag, n):
+    found = contrast_with_zero(np.array(values), "a", "m", margin=0.1)
+    assert found.flag == flag and found.n == n and math.isnan(found.p) and math.isnan(found.low)
+    assert found.estimate == -1 if flag == NO_VARIANCE else math.isnan(found.estimate)

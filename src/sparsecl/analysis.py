@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sparsecl.config import Study
 from sparsecl.decision import Verdict
-from sparsecl.preregistration import Preregistration, exploratory_analysis, load_preregistration
+from sparsecl.preregistration import Preregistration, planned_analysis
 from sparsecl.protocol import one_length_a_run
 from sparsecl.publication import part_figures, write_part
 from sparsecl.records import sha256_of, write_atomically, write_record
@@ -69,8 +69,7 @@ def open_statistics(study: str, part: str, output: str, paper_of: str) -> StudyT
     settings = load_study(study)
     owner = paper_of or settings.name
     folder = tables_directory(settings, open_tree(settings.name, output))
-    measure = "score" if settings.measure == "score" else "loss"
-    registration = load_preregistration(settings.name) or exploratory_analysis(settings.name, measure=measure)
+    registration = planned_analysis(settings)
     check = check_registration(settings, registration)
     if check.holds is False:
         registration = registration.model_copy(update={"status": "exploratory"})
@@ -78,12 +77,13 @@ def open_statistics(study: str, part: str, output: str, paper_of: str) -> StudyT
 
 
 def analyse(statistics: StudyTables) -> Analysis:
-    """Summaries, tests and verdicts from the metrics (with the accuracy for H3, and the items for the bootstrap)."""
+    """Summaries, tests and verdicts from the metrics (with the accuracy for H3, the probes for H4, and the items for the bootstrap)."""
     tables, registration = statistics.tables, statistics.registration
     metrics, accuracy = tables["metrics"], tables["accuracy"]
     shown = metrics[metrics["metric"].isin(SHOWN_METRICS) & (metrics["domain"] == "") & (metrics["kind"] == "all")]
-    tests = tests_table(metrics, registration, tables.get("items"), accuracy)
-    verdicts = compute_verdicts(metrics, registration, accuracy)
+    also = {"probes": tables, "stage_steps": statistics.study.continual.stage_steps}
+    tests = tests_table(metrics, registration, tables.get("items"), accuracy, **also)
+    verdicts = compute_verdicts(metrics, registration, accuracy, **also)
     return Analysis(summary_table(one_length_a_run(shown)), tests, verdicts, registration.margin, statistics.registration_check)
 
 

@@ -13,11 +13,13 @@ ALGORITHMS = ("random", "magnitude", "wanda", "wanda++", "sparsegpt", "maskllm",
 DENSE_LINEAGES = {
     "D0": "dense base",
     "D1": "dense, same extra tokens",
+    "Dw": "dense base of another width",
     "Dnz": "dense, matched non-zeros",
     "Dcut": "dense, cut to matched non-zeros",
     "Df": "dense, matched FLOPs",
 }
 MATCHED = ("Dnz", "Dcut", "Df")  # matched to sparse arms of a density, which their name ends in
+RUNG = "Dw"  # a rung of the ladder of widths, which its name ends in
 SPARSE_LINEAGES = {
     "S0": "converted, no recovery",
     "S1": "converted and recovered",
@@ -29,6 +31,7 @@ MASKED_UPDATES = {"Dg": "dense weights, masked updates"}  # named after the arm 
 _COLOURS = {
     "D0": "#7F7F7F",
     "D1": "#1B1B1B",
+    "Dw": "#7F7F7F",
     "Dnz": "#D55E00",
     "Dcut": "#B07AA1",
     "Df": "#E69F00",
@@ -50,7 +53,7 @@ _ALGORITHM_COLOURS = {
     "maskllm": "#117733",
     "given": "#332288",
 }
-_MARKERS = {"D0": "P", "D1": "o", "Dnz": "v", "Dcut": "<", "Df": ">", "S0": "X", "S1": "s", "Sf": "D", "Dg": "^"}
+_MARKERS = {"D0": "P", "D1": "o", "Dw": "p", "Dnz": "v", "Dcut": "<", "Df": ">", "S0": "X", "S1": "s", "Sf": "D", "Dg": "^"}
 
 
 BUDGET = r"b(\d+(?:\.\d+)?)"  # a suffix: the recovery in units of the study's
@@ -130,14 +133,17 @@ def parse_arm(name: str, main_algorithm: str = "sparsegpt") -> Arm:
     if budgets and (len(budgets) > 1 or budgets[0] in (0, 1) or lineage not in ("D1", "S1")):
         raise ValueError(f"arm {name!r}: a recovery budget such as b0.5 or b2 stands once, after D1 or S1, and is neither 0 (D0, S0) nor 1")
     budget = budgets[0] if budgets else 1.0
-    if lineage in DENSE_LINEAGES and not rest and lineage not in MATCHED:
+    if lineage in DENSE_LINEAGES and not rest and lineage not in (*MATCHED, RUNG):
         return Arm(name, lineage, budget=budget)
     if lineage in MATCHED and len(rest) == 1 and re.fullmatch(r"0\.\d+", rest[0]):
         return Arm(name, lineage, density=float(rest[0]))
+    if lineage == RUNG and len(rest) == 1 and re.fullmatch(r"[1-9]\d*", rest[0]):
+        return Arm(name, lineage)
     if lineage in (*SPARSE_LINEAGES, *MASKED_UPDATES) and rest:
         return _parse_sparse(name, lineage, rest[0], rest[1:], main_algorithm, budget)
     raise ValueError(
-        f"arm {name!r} is unknown; write a dense arm {tuple(DENSE_LINEAGES)} (the density of the sparse arms after {MATCHED}: Dnz-0.5), "
+        f"arm {name!r} is unknown; write a dense arm {tuple(DENSE_LINEAGES)} (the density of the sparse arms after {MATCHED}: Dnz-0.5; "
+        f"a width after {RUNG}: Dw-64), "
         f"or one such as S1-2of4: {(*SPARSE_LINEAGES, *MASKED_UPDATES)} with a topology ({EXAMPLES})"
     )
 

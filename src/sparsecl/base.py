@@ -9,6 +9,7 @@ from sparsecl.code_digest import module_digest
 from sparsecl.costs import cost_tables, training_costs
 from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.items import Item
+from sparsecl.load_balancing import load_balancing
 from sparsecl.modeling import build_model, checkpoint_is, checkpoint_manifest, load_checkpoint, save_checkpoint
 from sparsecl.records import sha256_of_json
 from sparsecl.settings import Model
@@ -109,9 +110,9 @@ def pretrain(experiment: Experiment, tokenizer: PreTrainedTokenizerFast, shape: 
     specials = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = build_model(shape, len(tokenizer), study.tokenizer.max_length, experiment.base_seed("base") % 2**32, specials)
     plan = plan_batches([len(row.ids) for row in rows], study.pretrain.steps, study.pretrain.batch, experiment.base_generator("base-order"))
-    return model, train(
-        model, rows, plan, study.pretrain, description=f"pretrain width {shape.hidden}", dtype=study.dtype, checkpoint=state
-    )
+    name = f"pretrain width {shape.hidden}"
+    with load_balancing(model, shape.router_aux_coefficient) as penalty:
+        return model, train(model, rows, plan, study.pretrain, description=name, penalty=penalty, dtype=study.dtype, checkpoint=state)
 
 
 def base_costs_tables(experiment: Experiment, base: Base) -> dict[str, list[dict]]:

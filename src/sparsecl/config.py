@@ -13,13 +13,14 @@ from pydantic import Field, model_validator
 
 from sparsecl.arms import Arm, parse_arm
 from sparsecl.matched_size import check_matched
-from sparsecl.methods import FULL, REFERENCES
+from sparsecl.methods import DENSE_ONLY, FULL, RATE_OF, REFERENCES
 from sparsecl.settings import (
     Comparison,
     Continual,
     Count,
     FurtherStreams,
     GeneratedData,
+    Ladder,
     ManifestData,
     Model,
     Optimisation,
@@ -41,6 +42,7 @@ SECTIONS = {
         "model",
         "pretrain",
         "narrow",
+        "ladder",
         "arms",
         "comparison",
         "sparsify",
@@ -84,6 +86,8 @@ class Study(Settings):
     """Training of the base."""
     narrow: dict[str, Model] = {}
     """Shape of the dense models with as many parameters as the sparse arms of a density have non-zeros, by that density."""
+    ladder: Ladder | None = None
+    """Dense bases of other widths, for the probes' trend with scale."""
     sparsify: Sparsify
     """Conversion."""
     recover: Optimisation
@@ -110,10 +114,15 @@ class Study(Settings):
             raise ValueError(f"continual.arms: {sorted(absent)} are not among arms {self.arms}; add them there")
         for name, streams in self.continual.further.items():
             self._check_further(name, streams)
+        self._check_probes()
         for density in sorted({arm.density for arm in self.all_arms() if arm.lineage in ("Dnz", "Dcut")}):
             if f"{density:g}" not in self.narrow:
                 raise ValueError(f"narrow: no shape for density {density:g}, which arms Dnz-{density:g} or Dcut-{density:g} need; add it")
             check_matched(self.narrow[f"{density:g}"], self.model, self.tokenizer.vocabulary, density)
+        return self
+
+    def _check_probes(self) -> None:
+        """Every probe has what it reads."""
         if self.probe.items > self.data.test_items:
             raise ValueError(f"probe.items: {self.probe.items} is more than data.test_items {self.data.test_items}")
         if round(self.probe.top_fraction * self.model.ffn) < 1:
@@ -121,7 +130,13 @@ class Study(Settings):
                 f"probe.top_fraction: {self.probe.top_fraction} of {self.model.ffn} neurons is none; "
                 f"allowed is 1/{self.model.ffn} to below 1"
             )
-        return self
+        if (self.probe.routing is not None) != (self.model.family == "qwen3_5_moe"):
+            raise ValueError(
+                f"probe.routing: {'given' if self.probe.routing else 'absent'}, but model.family is {self.model.family}; "
+                "the routing probe belongs to models with experts"
+            )
+        if self.ladder is not None and self.ladder.replicates > self.replicates:
+            raise ValueError(f"ladder.replicates: {self.ladder.replicates} of {self.replicates} replicates; choose at most that")
 
     def _check_further(self, name: str, streams: FurtherStreams) -> None:
         """Their arms are made where they run, and other stage lengths cannot be taken for the main protocol."""
@@ -132,6 +147,9 @@ class Study(Settings):
         if absent := set(streams.arms) - set(_with_starts((*self.arms, *compared))):
             made = f"made in {streams.replicates} replicates"
             raise ValueError(f"{where}.arms: {sorted(absent)} are not {made}; add them to arms or comparison")
+        if dense_only := set(streams.methods) & set(DENSE_ONLY):
+            if sparse := [name for name in streams.arms if self.arm(name).is_sparse]:
+                raise ValueError(f"{where}: {sorted(dense_only)} would fill the zeros of {sparse}; run them on dense arms alone")
         if set(streams.stage_steps) - {self.continual.stage_steps} and streams.replicates == self.replicates:
             raise ValueError(f"{where}.replicates: other stage lengths need fewer replicates than the study's {self.replicates}; lower it")
 
@@ -154,20 +172,30 @@ class Study(Settings):
 
     def all_arms(self) -> tuple[Arm, ...]:
         """Every arm of the study, the compared ones last."""
-        return tuple(self.arm(name) for name in _with_starts(self.arms + (self.comparison.arms if self.comparison else ())))
+        further = (self.comparison.arms if self.comparison else ()) + (self.ladder.arms if self.ladder else ())
+        return tuple(self.arm(name) for name in _with_starts(self.arms + further))
 
     def arms_of(self, replicate: int | str) -> tuple[str, ...]:
         """Arms that a replicate makes; where settings are chosen, only those of the stream and what they start from."""
         if replicate == VALIDATION:
             return _with_starts(("D0", *(arm for arms in self.swept().values() for arm in arms)))
         compared = self.comparison is not None and replicate < self.comparison.replicates
-        return _with_starts(self.arms + (self.comparison.arms if compared else ()))
+        climbs = self.ladder is not None and replicate < self.ladder.replicates
+        return _with_starts(self.arms + (self.comparison.arms if compared else ()) + (self.ladder.arms if climbs else ()))
+
+    def widths(self) -> dict[str, int]:
+        """Width of every dense base by arm: D0 and the ladder."""
+        shapes = {} if self.ladder is None else dict(zip(self.ladder.arms, self.ladder.shapes.values(), strict=True))
+        return {"D0": self.model.hidden, **{name: shape.hidden for name, shape in shapes.items()}}
 
     def swept(self) -> dict[str, tuple[str, ...]]:
-        """The arms whose learning rate is swept, by method: those of every replicate, and of another method its own."""
+        """The arms whose learning rate is swept, by method: those of every replicate, and of another method its own.
+
+        References and controls that take the rate of another method have no sweep.
+        """
         arms = {FULL: self.continual.arms}
         for streams in self.continual.further.values():
-            for method in set(streams.methods) - {FULL, *REFERENCES}:
+            for method in set(streams.methods) - {FULL, *REFERENCES, *RATE_OF}:
                 arms[method] = tuple(dict.fromkeys((*arms.get(method, ()), *streams.arms)))
         return dict(sorted(arms.items()))
 

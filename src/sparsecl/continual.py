@@ -6,6 +6,7 @@ with each stage, a resumed stream ends in the same bytes. What is run is in `spa
 """
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import numpy as np
 from torch import nn
@@ -63,7 +64,7 @@ def _start_key(experiment: Experiment, start: ArmCheckpoint, stream: Stream) -> 
             "upstream": start.key,
             "settings": [experiment.study.digest("seed", "data", "dtype", "scoring_batch"), about],
             "replicate": experiment.replicate,
-            "stream": [stream.method, stream.domains(settings), stream.learning_rate, stream.stage_steps],
+            "stream": [stream.method, stream.domains(settings), stream.learning_rate, stream.stage_steps, stream.batches],
             "code": module_digest("sparsecl.continual"),
         }
     )
@@ -98,8 +99,8 @@ def _run_stage(
     context = _context(experiment, base, stream, number)
     with method.stage(model, start.masks, context) as stage:
         curve, costs = _train_stage(experiment, examination, stream, model, start, stage, domain)
-    if stage.extra is not None:
-        costs = total_costs([extra_costs(experiment.study, model, start.masks, stage.extra, stage.extra_seconds), costs])
+    if stage.extra is not None or stage.probe is not None:
+        costs = total_costs([extra_costs(experiment.study, model, start.masks, stage.extra, stage.probe, stage.extra_seconds), costs])
     is_main = stream.is_main(experiment.study)
     scores = examination.at_stage_end(model, domain, is_last, is_main)
     kept = {group: score for group, score in scores.items() if is_main and (is_last or group[0] == domain)}
@@ -112,6 +113,8 @@ def _run_stage(
         ],
         "curve": curve,
         "costs": costs,
+        "selections": stage.selections,
+        "method": {name: value if isfinite(value) else None for name, value in stage.sparsity.items()},
     }
 
 
@@ -126,7 +129,8 @@ def _context(experiment: Experiment, base: Base, stream: Stream, number: int) ->
 
     return StageContext(
         domain=domains[number - 1], earlier=domains[: number - 1], is_last=number == len(domains), rows_of=rows_of,
-        steps=stream.stage_steps, batch=settings.batch, generator=experiment.generator, seed=experiment.seed,
+        steps=stream.stage_steps, batch=settings.batch,
+        generator=lambda name: experiment.generator(name + stream.batches), seed=lambda name: experiment.seed(name + stream.batches),
     )  # fmt: skip
 
 
@@ -149,10 +153,12 @@ def _train_stage(
         measure(0)
     log = train(
         model, stage.rows, stage.plan, optimisation, description=f"{stream.arm.name} {stream.method}: {domain}",
-        masks=stage.masks, update_masks=start.update_masks, penalty=stage.penalty, dtype=study.dtype,
-        after_step=measure if has_curve else None,
+        masks=stage.masks, update_masks=start.update_masks, penalty=stage.penalty, constrain=stage.constrain,
+        dtype=study.dtype, after_step=measure if has_curve else None,
     )  # fmt: skip
-    costs = training_costs(study, model, start.masks, log, start.update_masks, stage.adapter_rank)
+    costs = training_costs(study, model, start.masks, log, start.update_masks, stage.adapter_rank, stage.weight_gradients)
+    if not stage.flops_known:
+        costs |= {"flops_dense": None, "flops_sparse": None}
     return curve, costs | ({} if start.update_masks else {"trainable": stage.trainable})
 
 

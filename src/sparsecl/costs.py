@@ -16,6 +16,7 @@ from torch import nn
 from sparsecl.adapter_flops import lora_flops, masked_lora_flops
 from sparsecl.arms import Arm
 from sparsecl.config import Study
+from sparsecl.confined_flops import confined_flops
 from sparsecl.flops import (
     Consumption,
     Products,
@@ -23,6 +24,7 @@ from sparsecl.flops import (
     linear_weights,
     mask_learning_flops,
     regional_gradient_flops,
+    require_dense,
     same,
     sparsegpt_flops,
     training_flops,
@@ -35,6 +37,23 @@ from sparsecl.tokenizer import Row
 from sparsecl.topologies import Blocks, parse_topology
 from sparsecl.training import TrainingLog, consumed
 
+# Fields of `Model` and what transformers calls them.
+COMMON_SIZES = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+}
+EXPERT_SIZES = {
+    "ffn": "moe_intermediate_size",
+    "experts": "num_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "shared_ffn": "shared_expert_intermediate_size",
+    "delta_key_heads": "linear_num_key_heads",
+    "delta_value_heads": "linear_num_value_heads",
+    "delta_head_dim": "linear_key_head_dim",
+}
 PASSES_OF_PIPELINE = 2  # llmcompressor passes every token through a decoder layer before and after pruning it
 
 
@@ -49,17 +68,8 @@ class Seen(Protocol):
 
 def shape_of(model: nn.Module, settings: Model) -> Model:
     """`settings` with the sizes that `model` really has: a control may be narrower than the base of its study."""
-    config = model.config
-    return settings.model_copy(
-        update={
-            "hidden": config.hidden_size,
-            "ffn": config.intermediate_size,
-            "layers": config.num_hidden_layers,
-            "heads": config.num_attention_heads,
-            "kv_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-        }
-    )
+    config, own = model.config, EXPERT_SIZES if settings.experts else {"ffn": "intermediate_size"}
+    return settings.model_copy(update={field: getattr(config, name) for field, name in (COMMON_SIZES | own).items()})
 
 
 def training_costs(
@@ -69,18 +79,23 @@ def training_costs(
     log: TrainingLog,
     update_masks: Masks | None = None,
     adapter_rank: int | None = None,
+    weight_gradients: int | None = None,
 ) -> dict:
     """What one training consumed: counted columns of the cost table and measured ones of the timings table.
 
     Where only updates are masked, all weights take part in the forward pass and in the input gradient. With `adapter_rank`
-    adapters of that rank train in place of the weights.
+    adapters of that rank train in place of the weights. `weight_gradients` is the number of linear weights whose gradient is
+    formed, where that is not all of them.
     """
     shape, masked = shape_of(model, study.model), 0 if masks is None else masks.size - masks.kept
     weights, held = linear_weights(shape), masked if update_masks is None else update_masks.size - update_masks.kept
-    taking_part = same(weights), Products(weights - masked, weights - masked, weights - held)
+    formed = weights if weight_gradients is None else weight_gradients
+    taking_part = Products(weights, weights, formed), Products(weights - masked, weights - masked, min(weights - held, formed))
     vocabulary, steps = model.config.vocab_size, len(log.losses)
 
     def flops(part: Products) -> int:
+        if weight_gradients is not None and adapter_rank is None:
+            return confined_flops(shape, vocabulary, log.consumption, part).total
         if adapter_rank is None:
             return training_flops(shape, vocabulary, log.consumption, part).total
         if masks is None:
@@ -99,13 +114,21 @@ def training_costs(
     }
 
 
-def extra_costs(study: Study, model: nn.Module, masks: Masks | None, extra: Consumption, seconds: float) -> dict:
-    """What a method passed forward and backward through the whole model beside a training, in the columns that add up."""
+def extra_costs(
+    study: Study, model: nn.Module, masks: Masks | None, extra: Consumption | None, probe: Consumption | None, seconds: float
+) -> dict:
+    """What a method passed through the whole model beside a training, in the columns that add up: `extra` forward and backward,
+    `probe` forward alone."""
     shape, masked = shape_of(model, study.model), 0 if masks is None else masks.size - masks.kept
     weights, vocabulary = linear_weights(shape), model.config.vocab_size
-    dense, sparse = (training_flops(shape, vocabulary, extra, same(part)).total for part in (weights, weights - masked))
+
+    def flops(part: int) -> int:
+        both = 0 if extra is None else training_flops(shape, vocabulary, extra, same(part)).total
+        return both + (0 if probe is None else training_flops(shape, vocabulary, probe, same(part)).forward)
+
+    tokens = sum(part.tokens for part in (extra, probe) if part is not None)
     measured = {"wall_s": round(seconds, 3), "peak_memory_bytes": peak_memory_bytes()}
-    return {"tokens": extra.tokens, "flops_dense": dense, "flops_sparse": sparse, **measured}
+    return {"tokens": tokens, "flops_dense": flops(weights), "flops_sparse": flops(weights - masked), **measured}
 
 
 def conversion_costs(study: Study, arm: Arm, model: nn.Module, masks: Masks, data: Seen, seconds: float) -> dict:
@@ -115,6 +138,7 @@ def conversion_costs(study: Study, arm: Arm, model: nn.Module, masks: Masks, dat
     Wanda++ its regions; MaskLLM starts from SparseGPT and adds its training. Scores without data cost nothing worth counting.
     """
     shape, vocabulary = shape_of(model, study.model), model.config.vocab_size
+    require_dense(shape, "a conversion")
     tokens = flops = learned = 0
     if arm.algorithm in ("wanda", "sparsegpt", "wanda++", "maskllm"):
         calibration = passed([len(row.ids) for row in data.rows])
@@ -181,8 +205,12 @@ MEASURED = ("wall_s", "peak_memory_bytes")
 
 
 def total_costs(parts: Sequence[dict]) -> dict:
-    """Sum of several trainings of one model: tokens, FLOPs and seconds add up, sizes do not, memory peaks."""
-    added = {name: sum(part[name] for part in parts) for name in ("tokens", "flops_dense", "flops_sparse", "wall_s")}
+    """Sum of several trainings of one model: tokens, FLOPs and seconds add up, sizes do not, memory peaks.
+
+    A sum with a part that nobody counted is absent.
+    """
+    names = ("tokens", "flops_dense", "flops_sparse", "wall_s")
+    added = {name: None if any(part[name] is None for part in parts) else sum(part[name] for part in parts) for name in names}
     return {**parts[-1], **added, "peak_memory_bytes": max(part["peak_memory_bytes"] for part in parts)}
 
 

@@ -1,6 +1,7 @@
 """A verdict, and what the rules of all hypotheses share (paper, section Results).
 
-The rules are in `paired_decision` (H1, H2) and `topology_decision` (H3); `verdict` applies them to a study's tables.
+The rules are in `paired_decision` (H1, H2; H5A, H5B), `topology_decision` (H3) and `scale_decision` (H4); `verdict` applies them
+to a study's tables.
 """
 
 from collections.abc import Mapping, Sequence

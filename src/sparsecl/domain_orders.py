@@ -1,4 +1,4 @@
-"""Domain orders by name: the main one and the rows of its Williams design (paper, section Orders).
+"""Domain orders by name: the main one, the rows of its Williams design, and its repeat (paper, sections Orders and Drift).
 
 Nothing here imports pandas or torch: the workflow reads studies every time it plans.
 """
@@ -6,6 +6,7 @@ Nothing here imports pandas or torch: the workflow reads studies every time it p
 from collections.abc import Sequence
 
 MAIN, WILLIAMS = "main", "williams"  # the main order, and the name of the whole design
+REPEAT = "repeat"  # the domains of the main order with other batches: how far apart two runs of one fine-tuning end
 
 
 def williams_design(domains: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sparsecl.arms import Arm
 from sparsecl.config import Study, replicate_name
@@ -101,7 +102,9 @@ class Experiment:
             )
         return read_record(path)
 
-    def finish(self, notebook: str, tables: Mapping[str, Sequence[Mapping]], files: Sequence[Path] = (), **about: Any) -> Path:
+    def finish(
+        self, notebook: str, tables: Mapping[str, Sequence[Mapping] | pd.DataFrame], files: Sequence[Path] = (), **about: Any
+    ) -> Path:
         """Write this job's record: rows for the tables, hashes of its files, provenance and cost."""
         path = self.record_path(notebook)
         content = {
@@ -115,11 +118,16 @@ class Experiment:
             "wall_s": round(self.watch.seconds(), 3),
             "peak_memory_bytes": peak_memory_bytes(),
             "files": {str(file.relative_to(path.parent)): sha256_of(file) for file in files},
-            "tables": {name: list(rows) for name, rows in tables.items()},
+            "tables": {name: _rows_of(rows) for name, rows in tables.items()},
             **about,
         }
         write_record(path, content)
         return path
+
+
+def _rows_of(rows: Sequence[Mapping] | pd.DataFrame) -> list[Mapping]:
+    """Rows as a record keeps them: an absent number is None."""
+    return rows.astype(object).where(rows.notna(), None).to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
 
 
 def open_experiment(

@@ -33,15 +33,22 @@ from sparsecl.figures_checkpoints import conversion_and_recovery, layer_overlap
 from sparsecl.figures_conversion import algorithm_comparison, density_scan, recovery_curves, topology_comparison
 from sparsecl.figures_crossover import crossover
 from sparsecl.figures_doses import dose_response
+from sparsecl.figures_drift import drift_by_layer, drift_plane
 from sparsecl.figures_frontier import learned_forgotten_frontier
+from sparsecl.figures_gradients import gradient_overlap
 from sparsecl.figures_hypotheses import controls, efficiency_plane, forgetting_by_topology
 from sparsecl.figures_inference import inference_speed
 from sparsecl.figures_learning_rate import learning_rate_methods, learning_rate_sweep
 from sparsecl.figures_matrices import accuracy_matrices, draw_matrices, matrix_rows, stage_matrix
 from sparsecl.figures_measures import forgetting_own_final
-from sparsecl.figures_methods import methods_plane
+from sparsecl.figures_methods import methods_plane, plasticity_stability
 from sparsecl.figures_orders import forgetting_by_order
+from sparsecl.figures_overlap import overlap_by_fraction, overlap_heatmaps
 from sparsecl.figures_retention import retention_by_domain
+from sparsecl.figures_routing import routing_divergence, routing_load
+from sparsecl.figures_scale import scale_trend
+from sparsecl.figures_selections import update_mask_overlap
+from sparsecl.figures_sparsity import sparsity_and_probes
 from sparsecl.items import GENERAL
 
 __all__ = [
@@ -52,12 +59,15 @@ __all__ = [
     "crossover",
     "density_scan",
     "dose_response",
+    "drift_by_layer",
+    "drift_plane",
     "efficiency_plane",
     "figure_or_reason",
     "forgetting_by_order",
     "forgetting_by_topology",
     "forgetting_curves",
     "forgetting_own_final",
+    "gradient_overlap",
     "inference_speed",
     "layer_overlap",
     "learned_forgotten_frontier",
@@ -65,10 +75,18 @@ __all__ = [
     "learning_rate_sweep",
     "loss_forgetting",
     "methods_plane",
+    "overlap_by_fraction",
+    "overlap_heatmaps",
+    "plasticity_stability",
     "recovery_curves",
     "retention_by_domain",
+    "routing_divergence",
+    "routing_load",
     "save",
+    "scale_trend",
+    "sparsity_and_probes",
     "topology_comparison",
+    "update_mask_overlap",
 ]
 
 MEAN = "mean of the domains"

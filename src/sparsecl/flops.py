@@ -1,4 +1,4 @@
-"""FLOPs of a Qwen3-shaped model, counted from its shape (paper, Table of costs; steps of the arms Df and Sf).
+"""FLOPs of a model counted from its shape (paper, Table of costs; steps of the arms Df and Sf).
 
 Counted are matrix products, a multiply-add as 2: the prunable linear layers, the two products of attention, the head. Not
 counted: norms, softmax, activations, rotary angles, the optimizer, and the embedding, whose look-up is a copy and whose
@@ -7,6 +7,12 @@ Attention counts the whole square of scores, as `eager` computes it and torch's 
 could leave half of it out. Its backward pass is twice its forward pass; that fused kernels form the scores anew is not
 counted. The head counts the positions whose loss weight is not zero, the only ones where `training.weighted_loss` forms
 logits. Padding is not counted: arms are matched in real tokens, and batches bucketed by length pad less than 5 %.
+
+With routed experts a token costs the weights that are active for it: its `experts_per_token` experts, the shared expert, the
+router and the gates. A DeltaNet layer is counted as its recurrence (Yang et al. 2025, Gated Delta Networks, equation 10): for
+each token and value head a product of the state with the key, one with the query, and an outer product; the chunked
+kernel forms more products within chunks of 64 positions, and its convolution of four taps is not counted. Conversions and adapters
+of models with experts are not counted (`require_dense`).
 
 Three counts differ in the weights that take part in each product: all of them (what is executed, masks being applied to
 dense arithmetic), only the kept ones (theory), or what a known kernel attains (`attainable_weights`).
@@ -70,13 +76,21 @@ def same(weights: int) -> Products:
 
 
 def linear_weights(model: Model) -> int:
-    """Weights of the prunable linear layers."""
-    return model.layers * sum(rows * inputs for rows, inputs in model.linear_shapes().values())
+    """Weights of the prunable linear layers that a token passes: with experts the active ones, else all."""
+    counts = model.linear_counts()
+    return sum(counts[name] * rows * inputs for name, (rows, inputs) in model.linear_shapes().items())
 
 
 def kept_weights(model: Model, topology: Topology, density: float) -> int:
-    """Weights a mask of this topology keeps; exact for N:M and blocks, nominal for unstructured masks."""
-    return model.layers * sum(rows * topology.kept_of(inputs, density) for rows, inputs in model.linear_shapes().values())
+    """Weights a mask of this topology keeps of `linear_weights`; exact for N:M and blocks, nominal for unstructured masks."""
+    counts = model.linear_counts()
+    return sum(counts[name] * rows * topology.kept_of(inputs, density) for name, (rows, inputs) in model.linear_shapes().items())
+
+
+def require_dense(model: Model, work: str) -> None:
+    """Raise ValueError where `model` has experts: `work` is counted for dense models alone."""
+    if model.experts:
+        raise ValueError(f"FLOPs of {work} are not counted for a model with {model.experts} experts; leave the count absent (None)")
 
 
 def attainable_weights(model: Model, topology: Topology, density: float) -> Products:
@@ -100,13 +114,29 @@ def training_flops(model: Model, vocabulary: int, consumption: Consumption, weig
     part = same(linear_weights(model)) if weights is None else weights
     tokens, head = consumption.tokens, 2 * consumption.predicted * model.hidden * vocabulary
     linears = Products(2 * tokens * part.forward, 2 * tokens * part.input_gradient, 2 * tokens * part.weight_gradient)
-    return linears + same(head) + _attention_flops(model, consumption.pairs)
+    mixing = _attention_flops(model, consumption.pairs)
+    if model.experts:
+        mixing += _recurrence_flops(model, tokens) + same(2 * tokens * _router_weights(model))
+    return linears + same(head) + mixing
 
 
 def _attention_flops(model: Model, pairs: int) -> Products:
     """Scores and their product with the values; both operands of both need a gradient, and none is a weight."""
-    once = 2 * 2 * model.layers * model.heads * model.head_dim * pairs
+    once = 2 * 2 * model.full_attention_layers() * model.heads * model.head_dim * pairs
     return Products(once, 2 * once, 0)
+
+
+def _recurrence_flops(model: Model, tokens: int) -> Products:
+    """Three products with the state of each value head for each token; both operands need a gradient, and none is a weight."""
+    delta_layers = model.layers - model.full_attention_layers()
+    once = 2 * 3 * delta_layers * model.delta_value_heads * model.delta_head_dim**2 * tokens
+    return Products(once, 2 * once, 0)
+
+
+def _router_weights(model: Model) -> int:
+    """Linear weights that no conversion prunes: routers, gates of the shared experts, decay and step size of the DeltaNet heads."""
+    delta_layers = model.layers - model.full_attention_layers()
+    return model.hidden * (model.layers * (model.experts + 1) + delta_layers * 2 * model.delta_value_heads)
 
 
 # Steps of equal FLOPs
@@ -149,6 +179,7 @@ INVERSE_BY_LU = 8 / 3  # torch.linalg.inv solves for the identity: 2/3 for the f
 
 def sparsegpt_flops(model: Model, tokens: int) -> int:
     """SparseGPT beside its forward passes: for each layer a Hessian, its inverse, that one's Cholesky factor, the columns."""
+    require_dense(model, "a conversion")
     return model.layers * sum(
         2 * tokens * inputs**2
         + round((2 * CHOLESKY + INVERSE_FROM_CHOLESKY) * inputs**3)
@@ -159,6 +190,7 @@ def sparsegpt_flops(model: Model, tokens: int) -> int:
 
 def block_sparsegpt_flops(model: Model, tokens: int, blocks: Blocks, density: float) -> int:
     """Block SparseGPT beside its forward passes: for each layer a Hessian, `block_saliency` and `refitted`."""
+    require_dense(model, "a conversion")
     return model.layers * sum(
         2 * tokens * inputs**2 + saliency_flops(outputs, inputs, blocks) + refit_flops(outputs, inputs, blocks, density)
         for outputs, inputs in model.linear_shapes().values()
@@ -195,6 +227,7 @@ def mask_learning_flops(model: Model, vocabulary: int, consumption: Consumption,
 
 def spared_first_input_gradients(model: Model, tokens: int, layers: int) -> Products:
     """Minus the input gradient of the projections that see the residual stream before anything trained does, in `layers` layers."""
+    require_dense(model, "adapters and conversions")
     shapes = model.linear_shapes()
     first = sum(shapes[f"self_attn.{name}_proj"][0] * shapes[f"self_attn.{name}_proj"][1] for name in "qkv")
     return Products(0, -2 * tokens * layers * first, 0)

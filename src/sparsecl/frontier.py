@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from sparsecl.intervals import Interval, t_interval
 from sparsecl.metrics import MissingMeasurement
-from sparsecl.protocol import METHOD, ORDER
+from sparsecl.protocol import METHOD, ORDER, run_names
 
 OUTCOMES = ("forgetting", "final")
 Points = Float[np.ndarray, " lengths"]  # one value a stage length
@@ -45,17 +45,24 @@ class FrontierComparison:
         )
 
 
-def frontier_points(metrics: pd.DataFrame, own: str = "own", outcomes: tuple[str, ...] = OUTCOMES, kind: str = "all") -> pd.DataFrame:
-    """One row per arm, seed and stage length: columns `own` and the outcomes, in the metrics' unit.
+def frontier_points(
+    metrics: pd.DataFrame,
+    own: str = "own",
+    outcomes: tuple[str, ...] = OUTCOMES,
+    kind: str = "all",
+    methods: tuple[str, ...] = (METHOD,),
+) -> pd.DataFrame:
+    """One row per run, seed and stage length: columns `own` and the outcomes, in the metrics' unit.
 
-    `metrics` is metrics.csv; `own` names what was learned (`loss_own` where a study measures losses). Only arms and
+    `metrics` is metrics.csv; `own` names what was learned (`loss_own` where a study measures losses). The column `arm` names the
+    run: `D1`, or `D1:lora` for other methods than the main protocol's among `methods`. Only runs and
     replicates that ran several stage lengths in the main order are kept, so the frame may be empty. A replicate that ran
-    some of its arm's lengths but not all, or lacks a metric, raises MissingMeasurement with the names.
+    some of its run's lengths but not all, or lacks a metric, raises MissingMeasurement with the names.
     """
     names = [own, *outcomes]
-    rows = metrics[(metrics["method"] == METHOD) & (metrics["order"] == ORDER) & (metrics["kind"] == kind) & metrics["metric"].isin(names)]
-    rows = rows[rows["domain"].isna() | (rows["domain"] == "")]
-    points = rows.pivot(index=["arm", "seed", "stage_steps"], columns="metric", values="value").astype(float)
+    rows = metrics[metrics["method"].isin(methods) & (metrics["order"] == ORDER) & (metrics["kind"] == kind)]
+    rows = rows[rows["metric"].isin(names) & (rows["domain"].isna() | (rows["domain"] == ""))]
+    points = rows.assign(arm=run_names(rows)).pivot(index=["arm", "seed", "stage_steps"], columns="metric", values="value").astype(float)
     points = points.reindex(columns=names).rename(columns={own: "own"}).rename_axis(columns=None).reset_index()
     several = points.groupby(["arm", "seed"])["stage_steps"].transform("size") > 1
     points = points[several].reset_index(drop=True)
@@ -113,9 +120,9 @@ def _curves(points: pd.DataFrame, arm: str, outcome: str) -> dict:
 
 
 def compare_frontiers(points: pd.DataFrame, treatment: str, control: str, outcome: str = "forgetting") -> FrontierComparison:
-    """Compare two arms at equal own within each replicate, then over replicates (t interval).
+    """Compare two runs at equal own within each replicate, then over replicates (t interval).
 
-    `points` as of `frontier_points`. Arms that did not run several stage lengths in the same replicates raise ValueError.
+    `points` as of `frontier_points`. Runs that did not run several stage lengths in the same replicates raise ValueError.
     Noise in own biases such a comparison where the frontier bends, by regression to the mean; a test with planted noise
     holds that bias to a small part of what equal steps would show.
     """

@@ -25,6 +25,12 @@ def mean_cell(summary: Mapping[str, float | None], form: Callable[..., str | Non
     return mean if sd is None or mean is None else f"{mean} ({sd})"
 
 
+def interval_cell(found: Mapping[str, float | None], form: Callable[..., str | None]) -> str | None:
+    """`61.2 [58.0, 64.4]`: a mean with its interval, without signs, from statistics that hold `mean`, `ci_low` and `ci_high`."""
+    mean, bounds = form(found.get("mean")), interval(found.get("ci_low"), found.get("ci_high"), form)
+    return mean if mean is None or bounds is None else f"{mean} {bounds}"
+
+
 def difference_cell(found: Mapping[str, float | None], form: Callable[..., str | None]) -> str | None:
     """`-5.1 [-10.8, 0.6]`: a difference with its interval, from statistics that hold `estimate`, `ci_low` and `ci_high`."""
     estimate, bounds = form(found.get("estimate"), True), interval(found.get("ci_low"), found.get("ci_high"), form, True)

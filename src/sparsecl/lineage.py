@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsecl.arms import Arm
+from sparsecl.arms import RUNG, Arm
 from sparsecl.base import Base
 from sparsecl.code_digest import module_digest
 from sparsecl.conversion import ConversionData, calibration_digest, convert
@@ -79,7 +79,7 @@ def load_arm(experiment: Experiment, arm: Arm, key: str | None = None) -> ArmChe
     folder = experiment.tree.replicate(experiment.base) if arm.lineage == "D0" else experiment.folder
     directory = experiment.tree.find(folder, name)
     if directory is None or (key is not None and not checkpoint_is(directory, key)):
-        maker = "01_sparsify" if arm.lineage in ("D0", "S0") else "02_recover"
+        maker = "01_sparsify" if arm.lineage in ("D0", "S0", RUNG) else "02_recover"
         raise MissingInput(
             f"{experiment.tree.path(folder, name)} is not there yet: run notebook {maker} with replicate = {experiment.replicate!r}, "
             f"or ./run_all.sh --study {experiment.study.name} --only {maker}"

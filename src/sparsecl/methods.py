@@ -26,8 +26,17 @@ METHODS = {
         MethodName("lora", "LoRA", "#332288"),
         MethodName("replay", "replay", "#117733"),
         MethodName("ewc", "EWC", "#AA4499"),
+        MethodName("activation-mask", "activation mask", "#DDCC77"),
+        MethodName("activation-mask-random", "random mask", "#999933"),
+        MethodName("activation-mask-branch", "activation-mask branch", "#CC6677"),
+        MethodName("orthogonal-lora", "orthogonal LoRA", "#88CCEE"),
+        MethodName("o-lora", "O-LoRA", "#44AA99"),
+        MethodName("osf", "OSF", "#882255"),
         MethodName(SINGLE, "each domain alone", "#888888"),
         MethodName(JOINT, "all domains mixed", "#BBBBBB"),
     )
 }
+# A method with the learning rate of another, from which it differs in one thing.
+RATE_OF = {"activation-mask-random": "activation-mask"}
+DENSE_ONLY = ("osf",)  # their result has no zeros
 REFERENCES = (SINGLE, JOINT)  # they are no streams of domains and use the learning rate of `full`

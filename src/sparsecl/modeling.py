@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsecl.imports import hidden
 from sparsecl.masks import Masks, assert_masks
+from sparsecl.model_settings import FULL_ATTENTION_EVERY
 from sparsecl.records import BrokenFile, read_record, sha256_of, write_record
 from sparsecl.settings import Model
 from sparsecl.tokenizer import tokenizer_digest
@@ -25,24 +26,44 @@ WEIGHTS, MANIFEST = "model.safetensors", "checkpoint.json"
 
 def build_model(settings: Model, vocabulary: int, max_length: int, seed: int, special_ids: dict[str, int]) -> nn.Module:
     """A freshly initialised base; the same seed gives the same weights."""
-    configuration = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=settings.hidden,
-        intermediate_size=settings.ffn,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        num_key_value_heads=settings.kv_heads,
-        head_dim=settings.head_dim,
-        max_position_embeddings=max_length,
-        initializer_range=settings.initializer_range,
-        tie_word_embeddings=True,
-        attn_implementation=settings.attention,
-        trained_with=settings.attention,  # kept in config.json, where transformers drops the implementation
+    common = {
+        "vocab_size": vocabulary,
+        "hidden_size": settings.hidden,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "num_key_value_heads": settings.kv_heads,
+        "head_dim": settings.head_dim,
+        "max_position_embeddings": max_length,
+        "initializer_range": settings.initializer_range,
+        "tie_word_embeddings": True,
+        "attn_implementation": settings.attention,
+        "trained_with": settings.attention,  # kept in config.json, where transformers drops the implementation
         **special_ids,
-    )
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(configuration)
+        if settings.experts:
+            return _mixture(settings, common)
+        return Qwen3ForCausalLM(Qwen3Config(intermediate_size=settings.ffn, **common))
+
+
+def _mixture(settings: Model, common: dict) -> nn.Module:
+    """A Qwen3.5 with routed experts; transformers' default multiplies all experts in one grouped product, the fastest here."""
+    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+
+    configuration = Qwen3_5MoeTextConfig(
+        num_experts=settings.experts,
+        num_experts_per_tok=settings.experts_per_token,
+        moe_intermediate_size=settings.ffn,
+        shared_expert_intermediate_size=settings.shared_ffn,
+        linear_num_key_heads=settings.delta_key_heads,
+        linear_num_value_heads=settings.delta_value_heads,
+        linear_key_head_dim=settings.delta_head_dim,
+        linear_value_head_dim=settings.delta_head_dim,
+        full_attention_interval=FULL_ATTENTION_EVERY,
+        **common,
+    )
+    return Qwen3_5MoeForCausalLM(configuration)
 
 
 def save_checkpoint(
@@ -111,9 +132,11 @@ def _load_qwen3(directory: Path) -> nn.Module:
 
 def _load_any(directory: Path) -> nn.Module:
     """Any architecture of transformers; it also puts the experts of a mixture together again."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    configuration = AutoConfig.from_pretrained(directory, local_files_only=True)
+    attention = {"attn_implementation": configuration.trained_with} if hasattr(configuration, "trained_with") else {}
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True, **attention)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -36,6 +36,11 @@ def nats(value: float, sign: bool = False) -> str | None:
     return None if is_absent(value) else _decimal(value, 2, sign)
 
 
+def thousandths(value: float, sign: bool = False) -> str | None:
+    """A cosine, or another number near 0, with three decimals."""
+    return None if is_absent(value) else _decimal(value, 3, sign)
+
+
 def p_value(value: float, sign: bool = False) -> str | None:
     """A p-value with its relation: $= 0.034$, or $< 0.001$."""
     if is_absent(value):

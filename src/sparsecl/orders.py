@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
+from sparsecl.domain_orders import REPEAT
 from sparsecl.metrics import MissingMeasurement
 from sparsecl.protocol import METHOD, ORDER, main_protocol
 
@@ -27,9 +28,14 @@ def _place(order: str) -> tuple[int, str]:
     return (0 if order == ORDER else int(number[0]) if number else 10**9), order
 
 
+def _ordered(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the main method in true orders: a repeat has the domains of the main order, only other batches."""
+    return metrics[(metrics["method"] == METHOD) & (metrics["order"] != REPEAT)]
+
+
 def arms_with_orders(metrics: pd.DataFrame) -> list[str]:
     """Arms that ran more than one order with method full, sorted by name."""
-    runs = metrics[metrics["method"] == METHOD].groupby("arm")["order"].nunique()
+    runs = _ordered(metrics).groupby("arm")["order"].nunique()
     return sorted(runs.index[runs > 1])
 
 
@@ -41,7 +47,7 @@ def order_cells(
     Over domains, at the arm's main stage length (`stage_steps` decides where tables do not, see `main_protocol`). Missing
     cells raise MissingMeasurement with their names: a variance over what happens to be there mixes orders and seeds.
     """
-    runs = metrics[(metrics["arm"] == arm) & (metrics["method"] == METHOD)]
+    runs = _ordered(metrics[metrics["arm"] == arm])
     if runs["order"].nunique() < 2:
         raise MissingMeasurement(f"{arm} ran the orders {sorted(set(runs['order']))} with method {METHOD}; give it further orders")
     runs = pd.concat([main_protocol(runs, order=order, stage_steps=stage_steps) for order in sorted(set(runs["order"]))])

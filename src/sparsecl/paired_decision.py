@@ -1,10 +1,12 @@
-"""The rules of the verdict on a paired hypothesis, H1 and H2 (paper, section Registered analysis).
+"""The rules of the verdict on a paired hypothesis, H1 and H2, H5A and H5B (paper, section Registered analysis).
 
 Differences are treatment minus control. A hypothesis names a metric that the treatment improves, one on which it
 is not worse, and for each which direction is better and a margin. The letters exclude each other:
 
 * A, supported: in every deciding contrast, the first metric is better (two-sided p < alpha, and not merely
-  within the margin) and the second is not worse beyond its margin. All must hold, which needs no correction
+  within the margin) and the second is not worse beyond its margin. Where the registration says so (`at_equal_own`), the
+  first metric is also better in the main contrast at equal own: the t-interval of the mean vertical difference of the
+  frontiers lies on the better side of 0, over all registered replicates. All must hold, which needs no correction
   (intersection-union test, Berger 1982).
 * B, equivalent: in the main contrast both differences lie inside their margins by TOST, also where an
   interval excludes 0.
@@ -23,7 +25,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sparsecl.decision import Verdict, in_points, replicates_to_plan, wrong_replicates
-from sparsecl.preregistration import DecidingMetric, PairedHypothesis, PlannedContrast
+from sparsecl.hypotheses import DecidingMetric, PairedHypothesis, PlannedContrast
+from sparsecl.methods import METHODS
+from sparsecl.protocol import METHOD, run_parts
 from sparsecl.statistics import Contrast, holm
 
 # What an arm does that has more of the metric's better direction, and what one does that has less.
@@ -76,7 +80,7 @@ class _Comparison:
     improved: _Measured
     kept: _Measured
     alpha: float
-    label: str  # the control where the treatment is the main contrast's, else the whole contrast
+    label: str  # the control (or its method) where the treatment is the main contrast's, else the whole contrast
 
     @property
     def both(self) -> tuple[_Measured, _Measured]:
@@ -126,12 +130,17 @@ class _Comparison:
         return f"{name}: {', '.join(in_points(measured.contrast) for measured in self.both)}"
 
 
-def decide(contrasts: Sequence[Contrast], hypothesis: PairedHypothesis, alpha: float = 0.05) -> Verdict:
-    """The verdict from a hypothesis' contrasts (`hypothesis_contrasts`); raises ValueError where the main one is missing."""
+def decide(contrasts: Sequence[Contrast], hypothesis: PairedHypothesis, alpha: float = 0.05, equal_own: Contrast | None = None) -> Verdict:
+    """The verdict from a hypothesis' contrasts (`hypothesis_contrasts`); raises ValueError where the main one is missing.
+
+    `equal_own` is the main contrast at equal own in the metric that is to improve (`equal_own_contrasts`), None where it was not run.
+    """
     comparisons = _comparisons(contrasts, hypothesis, alpha)
     measured = [measured for comparison in comparisons for measured in comparison.both]
     missing = _missing_arms(comparisons, hypothesis)
     letter, reasons = _letter(comparisons, hypothesis, missing, alpha)
+    if hypothesis.at_equal_own is not None and letter in ("A", "undecided"):
+        letter, reasons = _with_equal_own(letter, reasons, hypothesis, equal_own)
     return Verdict(
         letter,
         _headline(letter, comparisons[0]),
@@ -146,21 +155,55 @@ def _letter(
     comparisons: Sequence[_Comparison], hypothesis: PairedHypothesis, missing: tuple[str, ...], alpha: float
 ) -> tuple[str, list[str]]:
     """The letter and its reasons, by the rules at the top of this module."""
-    main, strict = comparisons[0], comparisons[1:]
+    main, strict, roles = comparisons[0], comparisons[1:], _roles(comparisons[0].planned)
     numbers = [comparison.numbers for comparison in comparisons]
     if not all(metric.margin for metric in hypothesis.deciding):
         return "none", [main.numbers, "no margin was registered"]
     if wrong := _wrong_replicates(comparisons, hypothesis):
         return "undecided", [main.numbers, wrong]
     if better := _rejected([(c.label, p) for c in comparisons for p in c.p_control_better], alpha):
-        return "C", [*numbers, f"dense better: {better}"]
+        return "C", [*numbers, f"{roles.control} better: {better}"]
     if main.treatment_better and (level := _rejected([(c.label, c.p_control_level) for c in strict], alpha)):
-        return "C", [*numbers, f"dense at or above the sparse arm under the strict control: {level}"]
+        return "C", [*numbers, f"{roles.control} at or above {roles.treatment} under the strict control: {level}"]
     if main.equivalent:
         return "B", [main.numbers, _margins(hypothesis)]
     if all(comparison.treatment_better for comparison in comparisons) and not missing:
         return "A", numbers
     return "undecided", [*numbers, *_open_questions(comparisons, missing)]
+
+
+def _with_equal_own(letter: str, reasons: Sequence[str], hypothesis: PairedHypothesis, equal_own: Contrast | None) -> tuple[str, list[str]]:
+    """A stays only where the main contrast improves at equal own too; what is known of it joins the reasons."""
+    if equal_own is None:
+        known = f"{hypothesis.main.treatment} and {hypothesis.main.control} did not both run several stage lengths"
+        return "undecided", [*reasons, f"A is impossible without the comparison at equal own: {known}"]
+    registered = hypothesis.at_equal_own.replicates
+    if equal_own.n != registered or math.isnan(equal_own.low):
+        why = equal_own.flag or f"{equal_own.n} replicates where exactly {registered} were registered"
+        return "undecided", [*reasons, f"no comparison at equal own ({why})"]
+    better = equal_own.high < 0 if hypothesis.improved.sign < 0 else equal_own.low > 0
+    numbers = f"at equal own: {in_points(equal_own)}"
+    if better:
+        return letter, [*reasons, numbers]
+    return "undecided", [*reasons, f"{numbers}, not shown to be better where as much is learned"]
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """How the two sides of a hypothesis are called."""
+
+    treatment: str
+    both: str
+    control: str  # any of them
+
+
+def _roles(main: PlannedContrast) -> _Roles:
+    """Sparse against dense; or methods by their labels, where the treatment is one."""
+    methods = [run_parts(run)[1] for run in (main.treatment, main.control)]
+    if methods[0] == METHOD:
+        return _Roles("the sparse arm", "sparse and dense", "dense")
+    first, second = (METHODS[method].label for method in methods)
+    return _Roles(first, f"{first} and {second}", "a control")
 
 
 def _wrong_replicates(comparisons: Sequence[_Comparison], hypothesis: PairedHypothesis) -> str:
@@ -184,7 +227,11 @@ def _comparisons(contrasts: Sequence[Contrast], hypothesis: PairedHypothesis, al
 
 
 def _label(planned: PlannedContrast, hypothesis: PairedHypothesis) -> str:
-    return planned.control if planned.treatment == hypothesis.main.treatment else planned.name
+    """Methods on one arm go by their labels."""
+    if planned.treatment != hypothesis.main.treatment:
+        return planned.name
+    (arm, method), (control, its_method) = run_parts(planned.treatment), run_parts(planned.control)
+    return METHODS[its_method].label if arm == control and method != METHOD else planned.control
 
 
 def _missing_arms(comparisons: Sequence[_Comparison], hypothesis: PairedHypothesis) -> tuple[str, ...]:
@@ -203,11 +250,11 @@ def _rejected(tests: Sequence[tuple[str, float]], alpha: float) -> str:
 
 
 def _headline(letter: str, main: _Comparison) -> str:
-    improves, keeps = main.improved.words(True), main.kept.words(False)
+    improves, keeps, roles = main.improved.words(True), main.kept.words(False), _roles(main.planned)
     return {
-        "A": f"supported: the sparse arm {improves}, and in no comparison {keeps} beyond the margin",
-        "B": "equivalent: sparse and dense differ by less than the margin",
-        "C": "refuted: dense does better, or as well under a strict control",
+        "A": f"supported: {roles.treatment} {improves}, and in no comparison {keeps} beyond the margin",
+        "B": f"equivalent: {roles.both} differ by less than the margin",
+        "C": f"refuted: {roles.control} does better, or as well under a strict control",
         "undecided": "undecided",
         "none": "no verdict",
     }[letter]

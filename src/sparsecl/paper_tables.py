@@ -15,9 +15,11 @@ from sparsecl.figure_style import main_rows
 from sparsecl.latex_tables import bare_p, contrast_label, mean_cell, tabular
 from sparsecl.number_formats import DASH, count, interval, is_absent, latex_text, nats, points, rate
 from sparsecl.paper_arms import REFERENCE, TREATMENT
+from sparsecl.paper_parts import MAIN
 from sparsecl.paper_samples import METRIC_NAMES, STREAM_METRICS, Sample, contrast_test, main_metrics, stream_sample
 from sparsecl.paper_tables_conversion import algorithms_table, conversion_table, topologies_table
 from sparsecl.paper_tables_efficiency import efficiency_table, fractions_table, kernels_table
+from sparsecl.paper_tables_implicit import implicit_tables
 from sparsecl.paper_tables_streams import (
     controls_table,
     doses_table,
@@ -28,6 +30,7 @@ from sparsecl.paper_tables_streams import (
 )
 from sparsecl.paper_values import STREAM_ARMS
 from sparsecl.paper_values_design import chosen_learning_rates, design_facts
+from sparsecl.paper_values_implicit import PARTS
 from sparsecl.paper_verdicts import verdicts_table
 
 STREAM_CONTRAST = (TREATMENT, REFERENCE)
@@ -178,20 +181,30 @@ def part_tables(
     chance: Mapping[tuple[str, str], float] | None = None,
     verdicts: Mapping | None = None,
     statements: Mapping[str, str] | None = None,
+    part: str = MAIN,
 ) -> dict[str, str]:
     """Every LaTeX table of one part that this study measured, by file name without suffix.
 
     `verdicts` and `statements` are those of `sparsecl.paper_values.part_values`.
     """
+    found: dict[str, str | None] = {"verdicts": verdicts_table(verdicts or {}, statements or {})}
+    found |= implicit_tables(part, study, tables) if part in PARTS else _stream_part_tables(study, tables, chance)
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _stream_part_tables(
+    study: Study, tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str, str], float] | None
+) -> dict[str, str | None]:
+    """The tables of a part about arms in a stream, without its verdicts."""
     found: dict[str, str | None] = {"settings": settings_table(study, tables), "costs": costs_table(tables)}
     found |= {"efficiency": efficiency_table(study, tables), "fractions": fractions_table(study, tables)}
-    found |= {"kernels": kernels_table(study, tables), "verdicts": verdicts_table(verdicts or {}, statements or {})}
+    found |= {"kernels": kernels_table(study, tables)}
     if len(tables.get("metrics", ())):
         found |= _metrics_tables(study, tables, chance)
     if len(tables.get("conversion", ())):
         found |= {"conversion": conversion_table(study, tables)}
         found |= {"topologies": topologies_table(tables), "algorithms": algorithms_table(tables)}
-    return {name: text for name, text in found.items() if text is not None}
+    return found
 
 
 def _metrics_tables(

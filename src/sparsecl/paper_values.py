@@ -12,6 +12,7 @@ from sparsecl.config import Study
 from sparsecl.figure_style import CHECKPOINT_ARMS, over_domains
 from sparsecl.number_formats import count, nats, points
 from sparsecl.paper_arms import ARMS, CONTRASTS, H1_CONTRASTS, MAIN_ARMS
+from sparsecl.paper_parts import MAIN
 from sparsecl.paper_samples import (
     STREAM_METRICS,
     checkpoint_sample,
@@ -23,6 +24,7 @@ from sparsecl.paper_samples import (
 from sparsecl.paper_values_conversion import comparison_names, comparison_values
 from sparsecl.paper_values_design import chosen_learning_rates, design_facts, design_names
 from sparsecl.paper_values_efficiency import efficiency_names, efficiency_values
+from sparsecl.paper_values_implicit import PARTS, implicit_names, implicit_values
 from sparsecl.paper_values_methods import method_names, method_values
 from sparsecl.paper_values_streams import stream_names, stream_values
 from sparsecl.paper_verdicts import verdict_names, verdict_values
@@ -42,7 +44,12 @@ OVERLAP_COUNTS = ("cells", "above_chance", "below_label_null")
 
 def registered_keys(part: str) -> list[str]:
     """Every key that the paper may use of one part; `05_stats` emits them all, measured or not."""
-    rest = [
+    return [f"{part}/{name}" for name in (implicit_names(part) if part in PARTS else _stream_part_names(part))]
+
+
+def _stream_part_names(part: str) -> list[str]:
+    """The keys of a part about arms in a stream, without the part."""
+    return [
         *(name for suffix, arms, pairs in KINDS.values() for name in statistic_names([m + suffix for m in STREAM_METRICS], arms, pairs)),
         *statistic_names(CHECKPOINT_METRICS, CHECKPOINT_ARMS, CHECKPOINT_CONTRASTS),
         *comparison_names(),
@@ -51,9 +58,8 @@ def registered_keys(part: str) -> list[str]:
         *efficiency_names(),
         *(f"overlap/{arm}/{name}" for arm in OVERLAP_ARMS for name in OVERLAP_COUNTS),
         *design_names(STREAM_ARMS),
-        *verdict_names(),
+        *verdict_names(part),
     ]
-    return [f"{part}/{name}" for name in rest]
 
 
 def part_values(
@@ -62,12 +68,20 @@ def part_values(
     verdicts: Mapping | None = None,
     facts: Mapping[str, str] | None = None,
     statements: Mapping[str, str] | None = None,
+    part: str = MAIN,
 ) -> dict[str, str | None]:
     """All values of one part by the rest of their key, formatted; None where the study did not measure it.
 
     `tables` maps table names to frames; `verdicts` maps hypotheses to `sparsecl.decision.Verdict`, `statements` to what was
-    registered; `facts` adds design facts known elsewhere (margin, alpha), formatted.
+    registered; `facts` adds design facts known elsewhere (margin, alpha), formatted. Which keys there are is up to the part.
     """
+    values = implicit_values(part, study, tables) if part in PARTS else _stream_part_values(study, tables)
+    values |= {f"design/{name}": value for name, value in (facts or {}).items()}
+    return values | verdict_values(verdicts or {}, statements or {})
+
+
+def _stream_part_values(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, str | None]:
+    """Values of a part about arms in a stream, without its verdicts."""
     values, main = {}, pd.DataFrame()
     if (metrics := tables.get("metrics")) is not None and len(metrics):
         main = main_metrics(metrics, study.continual.stage_steps)
@@ -80,8 +94,7 @@ def part_values(
         for arm in OVERLAP_ARMS:
             values |= overlap_counts(overlap, arm)
     values |= chosen_learning_rates(tables.get("learning_rate"), study, STREAM_ARMS)
-    values |= {f"design/{name}": value for name, value in {**design_facts(study, tables), **(facts or {})}.items()}
-    return values | verdict_values(verdicts or {}, statements or {})
+    return values | {f"design/{name}": value for name, value in design_facts(study, tables).items()}
 
 
 def measure_values(main: pd.DataFrame, tests: pd.DataFrame) -> dict[str, str | None]:

@@ -11,13 +11,14 @@ import pandas as pd
 from sparsecl.config import Study
 from sparsecl.domain_orders import MAIN
 from sparsecl.figure_style import over_domains
-from sparsecl.methods import FULL, JOINT, METHODS, REFERENCES, SINGLE
+from sparsecl.methods import FULL, JOINT, REFERENCES, SINGLE
 from sparsecl.number_formats import count, points, rate
 from sparsecl.paper_arms import BUDGETS, DOSE_ARMS, REFERENCE, TREATMENT
 from sparsecl.paper_samples import DIFFERENCE_STATISTICS, STATISTICS, Sample, contrast_name, formatted, stream_sample
 from sparsecl.paper_values_design import learning_rates_of
 from sparsecl.protocol import ORDER, main_protocol
 
+BASELINES = (FULL, "lora", "replay", "ewc", SINGLE, JOINT)  # those of the main part; `paper_values_runs` has the others
 METHOD_METRICS = ("own", "final", "forgetting", "acc")
 METHOD_ARMS = (REFERENCE, TREATMENT)
 USUAL_ARMS = (REFERENCE, TREATMENT, "S1-unstructured")  # of the usual dose and budget
@@ -49,11 +50,11 @@ def method_values(study: Study, tables: Mapping[str, pd.DataFrame], main: pd.Dat
 
 def _method_names() -> list[str]:
     """`methods/lora/D1/own/mean`, `methods/lora/S1-2of4-minus-D1/own/estimate`, `methods/lora-minus-full/D1/own/estimate`."""
-    names = [f"methods/{method}/{arm}/{m}/{s}" for method in METHODS for arm in METHOD_ARMS for m in METHOD_METRICS for s in STATISTICS]
-    pairs = [f"methods/{method}/{contrast_name(TREATMENT, REFERENCE)}" for method in METHODS]
-    pairs += [f"methods/{contrast_name(method, FULL)}/{arm}" for method in METHODS if method != FULL for arm in METHOD_ARMS]
+    names = [f"methods/{method}/{arm}/{m}/{s}" for method in BASELINES for arm in METHOD_ARMS for m in METHOD_METRICS for s in STATISTICS]
+    pairs = [f"methods/{method}/{contrast_name(TREATMENT, REFERENCE)}" for method in BASELINES]
+    pairs += [f"methods/{contrast_name(method, FULL)}/{arm}" for method in BASELINES if method != FULL for arm in METHOD_ARMS]
     names += [f"{pair}/{metric}/{s}" for pair in pairs for metric in METHOD_METRICS for s in DIFFERENCE_STATISTICS]
-    rates = [f"methods/{method}/learning_rate" for method in METHODS if method not in REFERENCES]
+    rates = [f"methods/{method}/learning_rate" for method in BASELINES if method not in REFERENCES]
     return [*names, *rates, "methods/replicates"]
 
 
@@ -64,7 +65,7 @@ def method_results(study: Study, metrics: pd.DataFrame) -> dict[str, Sample]:
     score over the same domains, and the accuracy over all.
     """
     rows = metrics[metrics["arm"].isin(METHOD_ARMS) & (metrics["kind"] == "all")]
-    present = [method for method in METHODS if method in set(rows["method"])]
+    present = [method for method in BASELINES if method in set(rows["method"])]
     if len(present) < 2:
         return {}
     frames = {metric: pd.concat([_wide(study, rows, name, metric) for name in present], axis="columns") for metric in METHOD_METRICS}
@@ -106,7 +107,7 @@ def _values_of_methods(samples: Mapping[str, Sample]) -> dict[str, str | None]:
             if method != FULL:
                 against = sample.paired(column, f"{FULL}/{arm}")
                 values |= formatted(against, points, f"methods/{contrast_name(method, FULL)}/{arm}/{metric}", signed=True)
-        for method in METHODS:
+        for method in BASELINES:
             sparse = sample.paired(f"{method}/{TREATMENT}", f"{method}/{REFERENCE}")
             values |= formatted(sparse, points, f"methods/{method}/{contrast_name(TREATMENT, REFERENCE)}/{metric}", signed=True)
     return values
@@ -114,7 +115,7 @@ def _values_of_methods(samples: Mapping[str, Sample]) -> dict[str, str | None]:
 
 def _learning_rates(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, str | None]:
     """One rate serves all arms of a method."""
-    chosen = {method: learning_rates_of(tables.get("learning_rate"), study, method) for method in METHODS if method not in REFERENCES}
+    chosen = {method: learning_rates_of(tables.get("learning_rate"), study, method) for method in BASELINES if method not in REFERENCES}
     return {f"methods/{method}/learning_rate": rate(max(rates.values())) for method, rates in chosen.items() if rates}
 
 

@@ -6,22 +6,36 @@ A letter also selects the paragraphs that follow from it.
 import re
 from collections.abc import Mapping
 
-from sparsecl.latex_tables import bare_p, contrast_label, difference_cell, tabular
+from sparsecl.arms import parse_arm
+from sparsecl.latex_tables import bare_p, difference_cell, tabular
+from sparsecl.methods import METHODS
 from sparsecl.number_formats import DASH, count, latex_text, nats, p_value, points
+from sparsecl.paper_parts import MAIN
 from sparsecl.paper_samples import HYPOTHESES, METRIC_NAMES, STREAM_METRICS
+from sparsecl.protocol import METHOD, run_parts
 
 VERDICT = ("letter", "sentence", "missing_controls", "planned_replicates", "statement")
+PART_HYPOTHESES = {"implicit": ("H4", "H5A", "H5B"), "moe": ()}  # of the other parts: those of the main one
 EFFECTS = {"topology": "topology", "topology * stage": "interaction"}  # of the ANOVA, by the name that anova.py gives them
 EFFECT = ("f", "df", "df_error", "epsilon", "p", "p_holm", "ges", "n")
 _OUTCOMES = {"undecided": "undecided", "none": "no verdict"}
 
 
-def verdict_names() -> list[str]:
+def hypotheses_of(part: str) -> tuple[str, ...]:
+    """The hypotheses that a part of the paper has a verdict on."""
+    return PART_HYPOTHESES.get(part, HYPOTHESES)
+
+
+def verdict_names(part: str = MAIN) -> list[str]:
     """The registered keys of this module, without their part."""
+    names = hypotheses_of(part)
+    keys = [f"verdict/{hypothesis}/{name}" for hypothesis in names for name in VERDICT]
+    if part in PART_HYPOTHESES:
+        return keys  # no first hypothesis that stands for the part, and no topologies
     return [
         *(f"verdict/{name}" for name in VERDICT),
-        *(f"verdict/{hypothesis}/{name}" for hypothesis in HYPOTHESES for name in VERDICT),
-        *(f"verdict/{hypothesis}/anova/{effect}/{name}" for hypothesis in HYPOTHESES for effect in EFFECTS.values() for name in EFFECT),
+        *keys,
+        *(f"verdict/{hypothesis}/anova/{effect}/{name}" for hypothesis in names for effect in EFFECTS.values() for name in EFFECT),
     ]
 
 
@@ -76,16 +90,28 @@ def verdicts_table(verdicts: Mapping, statements: Mapping[str, str]) -> str | No
 
 
 def _contrast_row(contrast) -> list[str | None]:
-    treatment, _, reference = contrast.name.partition(" - ")
     statistics = {"estimate": contrast.estimate, "ci_low": contrast.low, "ci_high": contrast.high}
     return [
-        contrast_label(treatment, reference),
-        METRIC_NAMES.get(contrast.metric, latex_text(contrast.metric)).split(" $")[0],
+        _comparison(contrast.name),
+        METRIC_NAMES.get(contrast.metric, latex_text(contrast.metric.replace("_", " "))).split(" $")[0],
         count(contrast.n),
         difference_cell(statistics, STREAM_METRICS.get(contrast.metric, points)),
         bare_p(contrast.p_corrected),
         bare_p(contrast.p_equivalence),
     ]
+
+
+def _comparison(name: str) -> str:
+    """Two runs as the paper writes their difference; a slope by its own name."""
+    treatment, minus, reference = name.partition(" - ")
+    return f"{run_label(treatment)} $-$ {run_label(reference)}" if minus else latex_text(name)
+
+
+def run_label(run: str) -> str:
+    """A run as the paper writes it: ``D1``, and ``D1 LoRA`` where the method is not full fine-tuning."""
+    arm, method = run_parts(run)
+    label = parse_arm(arm).label
+    return label if method == METHOD else f"{label} {METHODS[method].label}"
 
 
 def _effect_row(effect) -> str:

@@ -1,157 +1,29 @@
 """The analysis a study fixed before its results: `paper/preregistration/<study>.yaml` (paper, section Registered analysis).
 
-Two forms of hypothesis. `paired`: a sparse arm improves one metric and is not worse on another, against
-several controls (H1, H2). `topology_by_stage`: sparse topologies differ in their forgetting curves (H3).
-A pilot fixes its analysis too, but claims nothing: its statements carry the status `pilot`. A study
-without such a file gets `exploratory_analysis`, which states contrasts and has no margin, hence no verdict.
+The forms of hypothesis are in `hypotheses`. A pilot fixes its analysis too, but claims nothing: its statements carry
+the status `pilot`. A study without such a file gets `exploratory_analysis`, which states contrasts and has no margin,
+hence no verdict.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sparsecl.arms import parse_arm
-from sparsecl.protocol import METHOD, ORDER
+from sparsecl.config import Study
+from sparsecl.hypotheses import DecidingMetric, Family, Frozen, Hypothesis, PairedHypothesis, PlannedContrast
+from sparsecl.methods import REFERENCES
+from sparsecl.protocol import METHOD, ORDER, run_parts
 from sparsecl.tree import REPOSITORY
 
 FOLDER = REPOSITORY / "paper" / "preregistration"
-Margin = Annotated[float, Field(gt=0)] | None
-Replicates = Annotated[int, Field(ge=2)] | None
+CONTROL = "D1"  # of an exploratory analysis
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class PlannedContrast(_Frozen):
-    """A paired comparison of two arms: treatment minus control."""
-
-    treatment: str
-    """The sparse arm, name."""
-    control: str
-    """The arm it is held against, name."""
-    role: Literal["main", "strict", "beside"] = "beside"
-    """main: the comparison the hypothesis is about; strict: a harder one that A needs too; beside: reported, decides nothing."""
-    replicates: Replicates = None
-    """Number of replicates fixed for this contrast where it is not the hypothesis' own, replicates."""
-
-    @model_validator(mode="after")
-    def _arms_are_known(self):
-        parse_arm(self.treatment), parse_arm(self.control)
-        return self
-
-    @property
-    def name(self) -> str:
-        return f"{self.treatment} - {self.control}"
-
-
-class DecidingMetric(_Frozen):
-    """A metric over domains, which direction is better, and the largest difference that counts as none."""
-
-    metric: str
-    """Metric as in metrics.csv, name."""
-    better: Literal["lower", "higher"]
-    """The direction that speaks for an arm."""
-    margin: Margin = None
-    """Largest difference that counts as none, units of the metric; absent: no equivalence test and no verdict."""
-    margin_reason: str = ""
-    """Why that margin, sentences."""
-
-    @property
-    def sign(self) -> int:
-        return 1 if self.better == "higher" else -1
-
-
-class PairedHypothesis(_Frozen):
-    """The sparse arm improves one metric and is not worse on another, against every deciding control."""
-
-    test: Literal["paired"]
-    """The form of the hypothesis."""
-    statement: str
-    """The hypothesis, a sentence."""
-    improved: DecidingMetric
-    """What must be better."""
-    not_worse: DecidingMetric
-    """What must not be worse beyond its margin: an arm that learns less also has less to lose."""
-    replicates: Replicates = None
-    """Number of replicates fixed beforehand; absent where it was not fixed, replicates."""
-    contrasts: Annotated[tuple[PlannedContrast, ...], Field(min_length=1)]
-    """One main comparison, strict ones, and any that stand beside."""
-
-    @model_validator(mode="after")
-    def _one_main(self):
-        if [contrast.role for contrast in self.contrasts].count("main") != 1:
-            raise ValueError("contrasts: exactly one needs the role main")
-        return self
-
-    @property
-    def main(self) -> PlannedContrast:
-        return next(contrast for contrast in self.contrasts if contrast.role == "main")
-
-    @property
-    def strict(self) -> tuple[PlannedContrast, ...]:
-        return tuple(contrast for contrast in self.contrasts if contrast.role == "strict")
-
-    @property
-    def beside(self) -> tuple[PlannedContrast, ...]:
-        return tuple(contrast for contrast in self.contrasts if contrast.role == "beside")
-
-    @property
-    def deciding(self) -> tuple[DecidingMetric, DecidingMetric]:
-        return self.improved, self.not_worse
-
-    def registered_replicates(self, contrast: PlannedContrast) -> int | None:
-        return contrast.replicates or self.replicates
-
-
-class TopologyHypothesis(_Frozen):
-    """Topologies of equal density differ in forgetting: a repeated-measures ANOVA topology x stage, and all pairs."""
-
-    test: Literal["topology_by_stage"]
-    """The form of the hypothesis."""
-    statement: str
-    """The hypothesis, a sentence."""
-    arms: Annotated[tuple[str, ...], Field(min_length=2)]
-    """One sparse arm a topology, all of equal density, names."""
-    forgetting: DecidingMetric
-    """The end of the curves, over which the pairs are contrasted; its margin says which differences count."""
-    replicates: Replicates = None
-    """Number of replicates fixed beforehand, replicates."""
-
-    @model_validator(mode="after")
-    def _comparable(self):
-        arms = [parse_arm(name) for name in self.arms]
-        if len({arm.topology for arm in arms} - {""}) < len(arms) or len({arm.density for arm in arms}) > 1:
-            raise ValueError(f"arms: {list(self.arms)} must be sparse arms of different topologies and one density")
-        if self.forgetting.metric != "forgetting":
-            raise ValueError(f"forgetting.metric: the curves F_k end in forgetting, not in {self.forgetting.metric}")
-        return self
-
-    @property
-    def pairs(self) -> tuple[PlannedContrast, ...]:
-        """Every pair of arms, in the registered order."""
-        return tuple(PlannedContrast(treatment=first, control=second) for i, first in enumerate(self.arms) for second in self.arms[i + 1 :])
-
-    @property
-    def deciding(self) -> tuple[DecidingMetric]:
-        return (self.forgetting,)
-
-
-class Family(_Frozen):
-    """Exploratory tests that Holm's correction runs over together."""
-
-    metrics: tuple[str, ...]
-    """Metrics, names; a suffix names a kind of item: forgetting/fact."""
-    contrasts: tuple[PlannedContrast, ...] | None = None
-    """Comparisons; absent: the contrasts of the first hypothesis."""
-
-
-Hypothesis = Annotated[PairedHypothesis | TopologyHypothesis, Field(discriminator="test")]
-
-
-class Preregistration(_Frozen):
+class Preregistration(Frozen):
     """The registered analysis of one study."""
 
     study: str
@@ -165,11 +37,11 @@ class Preregistration(_Frozen):
     kind: Literal["ability", "fact", "all"] = "all"
     """Kind of item behind a metric without a suffix, name."""
     method: Literal[METHOD] = METHOD
-    """Method of continual fine-tuning: that of the main protocol, name."""
+    """Method of the arms that are named without one: that of the main protocol, name."""
     order: Literal[ORDER] = ORDER
     """Domain order: that of the main protocol, name."""
-    deciding_topology: str
-    """The sparse topology that paired hypotheses are decided on, name."""
+    deciding_topology: str | None = None
+    """The sparse topology that paired hypotheses are decided on, name; absent where hypotheses are about methods or scale."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Level of every test, probability."""
     exclusions: str = ""
@@ -177,14 +49,15 @@ class Preregistration(_Frozen):
     own: str
     """What was learned in the first place, always reported beside what decides, name."""
     hypotheses: Annotated[dict[str, Hypothesis], Field(min_length=1)]
-    """Hypotheses by name; the first compares arms and gives the families their contrasts."""
+    """Hypotheses by name; the first paired one leads: it gives the families their contrasts."""
     families: dict[str, Family]
     """Exploratory tests by family; what a hypothesis tests already is not tested again."""
 
     @model_validator(mode="after")
     def _pieces_fit(self):
-        if not isinstance(self.leading, PairedHypothesis):
-            raise ValueError("hypotheses: the first one must have the form paired; it gives the families their contrasts")
+        without = [name for name, family in self.families.items() if family.contrasts is None]
+        if without and not isinstance(self.leading, PairedHypothesis):
+            raise ValueError(f"families: {without} need contrasts of their own, since no hypothesis has the form paired")
         if self.own not in {metric for family in self.families.values() for metric in family.metrics}:
             raise ValueError(f"families: {self.own} is in none; less forgetting can mean less learned, so it is always reported")
         if both := set(self.hypotheses) & set(self.families):
@@ -193,24 +66,26 @@ class Preregistration(_Frozen):
             self._fixed_beforehand(name, hypothesis)
         return self
 
-    def _fixed_beforehand(self, name: str, hypothesis: PairedHypothesis | TopologyHypothesis) -> None:
+    def _fixed_beforehand(self, name: str, hypothesis: Hypothesis) -> None:
         if self.status != "exploratory":
             fixed = all(metric.margin and metric.margin_reason for metric in hypothesis.deciding) and hypothesis.replicates
             if not fixed:
                 raise ValueError(f"hypotheses.{name}: a pilot or registered analysis fixes margin, margin_reason and replicates beforehand")
-        if isinstance(hypothesis, PairedHypothesis):
-            wrong = [c.treatment for c in hypothesis.contrasts if parse_arm(c.treatment).topology != self.deciding_topology]
+        if isinstance(hypothesis, PairedHypothesis) and self.deciding_topology is not None:
+            treatments = [contrast.treatment for contrast in hypothesis.contrasts]
+            wrong = [run for run in treatments if parse_arm(run_parts(run)[0]).topology != self.deciding_topology]
             if wrong:
                 raise ValueError(f"hypotheses.{name}.contrasts: {wrong} are not of the deciding topology {self.deciding_topology}")
 
     @property
-    def leading(self) -> PairedHypothesis | TopologyHypothesis:
-        """The first hypothesis, the one the study is about."""
-        return next(iter(self.hypotheses.values()))
+    def leading(self) -> Hypothesis:
+        """The first paired hypothesis, or else the first one: what the study is about."""
+        paired = [hypothesis for hypothesis in self.hypotheses.values() if isinstance(hypothesis, PairedHypothesis)]
+        return paired[0] if paired else next(iter(self.hypotheses.values()))
 
     @property
     def margin(self) -> float | None:
-        """The margin of what the first hypothesis claims to improve; figures draw it."""
+        """The margin of what the leading hypothesis claims to improve; figures draw it."""
         return self.leading.deciding[0].margin
 
 
@@ -231,22 +106,42 @@ def load_preregistration(study: str, folder: Path = FOLDER) -> Preregistration |
     return registration
 
 
-def exploratory_analysis(study: str, treatment: str = "S1-2of4", control: str = "D1", measure: Literal["score", "loss"] = "score"):
-    """The analysis of a study that registered none, on scores or on answer-token loss: contrasts, no margin, no verdict."""
+def planned_analysis(study: Study) -> Preregistration:
+    """The study's registration, or an exploratory analysis.
+
+    That holds the 2:4 arm against D1; in a study that streams no sparse arm, every further method on D1 against full fine-tuning.
+    """
+    if (registration := load_preregistration(study.name)) is not None:
+        return registration
+    measure = "score" if study.measure == "score" else "loss"
+    further = [streams for streams in study.continual.further.values() if CONTROL in streams.arms]
+    methods = [method for streams in further for method in streams.methods if method not in (METHOD, *REFERENCES)]
+    if methods and not any(parse_arm(arm).is_sparse for arm in study.continual.arms):
+        return exploratory_analysis(study.name, [f"{CONTROL}:{method}" for method in dict.fromkeys(methods)], measure=measure)
+    return exploratory_analysis(study.name, measure=measure)
+
+
+def exploratory_analysis(
+    study: str, treatments: Sequence[str] = ("S1-2of4",), control: str = CONTROL, measure: Literal["score", "loss"] = "score"
+) -> Preregistration:
+    """The analysis of a study that registered none, on scores or on answer-token loss: contrasts, no margin, no verdict.
+
+    `treatments` are runs, each held against `control`; the first is the main one.
+    """
     improved, kept, own = {"score": ("forgetting", "final", "own"), "loss": ("loss_forgetting", "loss_final", "loss_own")}[measure]
     beside = (own, "bwt", "acc", "retention", "learning_speed", "general_retention") if measure == "score" else (own, "general_loss_rise")
+    roles = ["main"] + ["beside"] * (len(treatments) - 1)
     hypothesis = PairedHypothesis(
         test="paired",
         statement="How do the arms differ in what they forget, keep and learn?",
         improved=DecidingMetric(metric=improved, better="lower"),
         not_worse=DecidingMetric(metric=kept, better="higher" if measure == "score" else "lower"),
-        contrasts=(PlannedContrast(treatment=treatment, control=control, role="main"),),
+        contrasts=tuple(PlannedContrast(treatment=t, control=control, role=r) for t, r in zip(treatments, roles, strict=True)),
     )
     return Preregistration(
         study=study,
         status="exploratory",
         question=hypothesis.statement,
-        deciding_topology=parse_arm(treatment).topology,
         own=own,
         hypotheses={"H1": hypothesis},
         families={"beside": Family(metrics=beside)},

@@ -4,10 +4,18 @@ A study may run further streams of its first replicates: other methods, orders a
 tables alone must tell them from the main one, so this is the one place that says how. No torch here.
 """
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 METHOD = "full"
 ORDER = "main"
+
+
+def run_parts(run: str) -> tuple[str, str]:
+    """Arm and method of a run's name: `D1` went through the stream by the main protocol's method, `D1:lora` by LoRA."""
+    arm, _, method = run.partition(":")
+    return arm, method or METHOD
 
 
 def main_protocol(frame: pd.DataFrame, method: str = METHOD, order: str = ORDER, stage_steps: int | None = None) -> pd.DataFrame:
@@ -24,6 +32,27 @@ def main_protocol(frame: pd.DataFrame, method: str = METHOD, order: str = ORDER,
     several = runs.loc[runs.duplicated(["arm", "seed"]), "arm"].unique()
     lengths = {arm: _main_length(arm, runs[runs["arm"] == arm]["stage_steps"].value_counts(), stage_steps) for arm in several}
     return rows[rows["stage_steps"] == rows["arm"].map(lengths).fillna(rows["stage_steps"])]
+
+
+def run_names(frame: pd.DataFrame) -> pd.Series:
+    """The run of every row: its arm, with the method after a colon where that is not the main protocol's."""
+    return frame["arm"].where(frame["method"] == METHOD, frame["arm"] + ":" + frame["method"])
+
+
+def of_runs(frame: pd.DataFrame, runs: Iterable[str], stage_steps: int | None = None) -> pd.DataFrame:
+    """The rows of the named runs in the main order and stage length, with the run's name in the column `arm`.
+
+    `frame` and `stage_steps` as for `main_protocol`; a run that was not run has no rows.
+    """
+    by_method: dict[str, dict[str, str]] = {}
+    for run in runs:
+        arm, method = run_parts(run)
+        by_method.setdefault(method, {})[arm] = run
+    parts = []
+    for method, names in by_method.items():
+        rows = main_protocol(frame[frame["arm"].isin(list(names))], method, stage_steps=stage_steps)
+        parts.append(rows.assign(arm=rows["arm"].map(names)))
+    return pd.concat(parts) if parts else frame.head(0)
 
 
 def one_length_a_run(frame: pd.DataFrame) -> pd.DataFrame:

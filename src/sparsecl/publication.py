@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +29,7 @@ from sparsecl.tree import REPOSITORY
 PAPER = REPOSITORY / "paper"
 EPOCH = "1767225600"  # 2026-01-01: PDFs of equal content have equal bytes
 TIMEOUT = 300  # seconds
+Drawing = tuple[Callable[..., Figure], tuple[str, ...]]  # a function, and the tables it takes
 
 
 class PaperError(RuntimeError):
@@ -65,18 +66,41 @@ def figures_of(part: str, paper: Path = PAPER) -> set[str]:
     return set(re.findall(rf"\\paperfigure{{{re.escape(part)}/(\w+)}}", text))
 
 
-def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None, names: set[str] | None = None) -> dict[str, Figure]:
-    """Those of the named figures (default: all) that the tables can fill, by file name without suffix."""
-    known = {
-        "forgetting_curves": (lambda *both: figures.forgetting_curves(*map(of_main_contrast, both)), ("curves", "accuracy")),
-        "accuracy_matrices": (lambda accuracy: figures.accuracy_matrices(of_main_contrast(accuracy)), ("accuracy",)),
-        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(of_main_contrast(metrics), margin), ("metrics",)),
+def part_figures(
+    tables: Mapping[str, pd.DataFrame], margin: float | None = None, names: set[str] | None = None, study: Study | None = None
+) -> dict[str, Figure]:
+    """Those of the named figures (default: all) that the tables can fill, by file name without suffix.
+
+    `study` says what the tables do not: the width of D0.
+    """
+    known = _streams_figures(margin) | _checkpoint_figures() | _probe_figures(study)
+    found = {}
+    for name in sorted(known if names is None else names):
+        draw, needed = known[name]
+        try:
+            if all(len(tables.get(table, ())) for table in needed):
+                found[name] = draw(*(tables[table] for table in needed))
+        except NothingToDraw:
+            continue  # a study without scores, or without a sweep, has no such figure
+    return found
+
+
+def _checkpoint_figures() -> dict[str, Drawing]:
+    return {
         "conversion_and_recovery": (figures.conversion_and_recovery, ("conversion",)),
         "topology_comparison": (figures.topology_comparison, ("conversion",)),
         "algorithm_comparison": (figures.algorithm_comparison, ("conversion",)),
         "density_scan": (figures.density_scan, ("conversion",)),
         "recovery_curves": (figures.recovery_curves, ("conversion",)),
-        "layer_overlap": (figures.layer_overlap, ("overlap",)),
+        "inference_speed": (figures.inference_speed, ("inference",)),
+    }
+
+
+def _streams_figures(margin: float | None) -> dict[str, Drawing]:
+    return {
+        "forgetting_curves": (lambda *both: figures.forgetting_curves(*map(of_main_contrast, both)), ("curves", "accuracy")),
+        "accuracy_matrices": (lambda accuracy: figures.accuracy_matrices(of_main_contrast(accuracy)), ("accuracy",)),
+        "forgetting_own_final": (lambda metrics: figures.forgetting_own_final(of_main_contrast(metrics), margin), ("metrics",)),
         "learning_rate_sweep": (figures.learning_rate_sweep, ("learning_rate",)),
         "loss_forgetting": (figures.loss_forgetting, ("accuracy", "curves")),
         "controls": (lambda metrics: figures.controls(metrics, margin), ("metrics",)),
@@ -87,19 +111,27 @@ def part_figures(tables: Mapping[str, pd.DataFrame], margin: float | None = None
         "dose_response": (figures.dose_response, ("metrics",)),
         "crossover": (figures.crossover, ("curves", "accuracy", "timings")),
         "methods_plane": (figures.methods_plane, ("metrics",)),
+        "plasticity_stability": (figures.plasticity_stability, ("metrics",)),
         "retention_by_domain": (figures.retention_by_domain, ("metrics", "accuracy")),
         "learning_rate_methods": (figures.learning_rate_methods, ("learning_rate",)),
-        "inference_speed": (figures.inference_speed, ("inference",)),
+        "update_mask_overlap": (figures.update_mask_overlap, ("update_masks",)),
     }
-    found = {}
-    for name in sorted(known if names is None else names):
-        draw, needed = known[name]
-        try:
-            if all(len(tables.get(table, ())) for table in needed):
-                found[name] = draw(*(tables[table] for table in needed))
-        except NothingToDraw:
-            continue  # a study without scores, or without a sweep, has no such figure
-    return found
+
+
+def _probe_figures(study: Study | None) -> dict[str, Drawing]:
+    widths = study.widths() if study is not None else None
+    return {
+        "layer_overlap": (figures.layer_overlap, ("overlap",)),
+        "overlap_heatmaps": (figures.overlap_heatmaps, ("overlap",)),
+        "overlap_by_fraction": (figures.overlap_by_fraction, ("overlap",)),
+        "gradient_overlap": (figures.gradient_overlap, ("gradients",)),
+        "scale_trend": (lambda overlap, gradients: figures.scale_trend(overlap, gradients, widths), ("overlap", "gradients")),
+        "sparsity_and_probes": (figures.sparsity_and_probes, ("overlap", "gradients")),
+        "routing_divergence": (figures.routing_divergence, ("routing",)),
+        "routing_load": (figures.routing_load, ("routing",)),
+        "drift_by_layer": (figures.drift_by_layer, ("drift",)),
+        "drift_plane": (figures.drift_plane, ("drift", "accuracy")),
+    }
 
 
 def of_main_contrast(table: pd.DataFrame) -> pd.DataFrame:
@@ -128,13 +160,13 @@ def write_part(
     folder = Path(directory) / part
     shutil.rmtree(folder, ignore_errors=True)  # a figure of an earlier run must not pass for one of this run
     statements = {name: hypothesis.statement for name, hypothesis in getattr(registration, "hypotheses", {}).items()}
-    values = part_values(study, tables, verdict, _registration_facts(registration), statements)
+    values = part_values(study, tables, verdict, _registration_facts(registration), statements, part)
     write_text(folder / "values.tex", values_tex(part, values))
-    for name, text in part_tables(study, tables, chance, verdict, statements).items():
+    for name, text in part_tables(study, tables, chance, verdict, statements, part).items():
         write_text(folder / "tables" / f"{name}.tex", text)
     shown = figures_of(part)
     if drawn is None:
-        drawn = part_figures(tables, getattr(registration, "margin", None), shown)
+        drawn = part_figures(tables, getattr(registration, "margin", None), shown, study)
     for name in sorted(shown & set(drawn)):
         figures.save(drawn[name], folder / "figures" / f"{name}.pdf")
     return folder

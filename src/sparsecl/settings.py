@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sparsecl.arms import ALGORITHMS
-from sparsecl.domain_orders import WILLIAMS, williams_design
+from sparsecl.domain_orders import MAIN, REPEAT, WILLIAMS, williams_design
 from sparsecl.method_settings import MethodSettings
 from sparsecl.methods import FULL, METHODS
+from sparsecl.model_settings import Model
 from sparsecl.settings_types import Count, Fraction, Positive, Settings
 
 
@@ -65,48 +66,6 @@ class Tokenizer(Settings):
     """Size of the vocabulary, tokens (256 bytes, the specials and the merges)."""
     max_length: Annotated[int, Field(ge=8)]
     """Longest row; longer ones lose the start of their prompt, tokens."""
-
-
-class Model(Settings):
-    """The shape of the base, pretrained by the run."""
-
-    family: Literal["qwen3"]
-    """Architecture of the base, a transformers model type."""
-    hidden: Count
-    """Width of the residual stream, units."""
-    ffn: Count
-    """Neurons of each feed-forward layer, neurons."""
-    layers: Count
-    """Decoder layers, layers."""
-    heads: Count
-    """Attention heads, heads."""
-    kv_heads: Count
-    """Key and value heads, heads."""
-    head_dim: Count
-    """Width of a head, units."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Implementation of attention: on a CPU eager is faster under bfloat16, the fused kernel in float32, name."""
-    initializer_range: Positive = 0.02
-    """Standard deviation of initial weights; narrow models need more than the usual 0.02, weight units."""
-
-    @model_validator(mode="after")
-    def _heads_share_keys(self):
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads: {self.heads} is not a multiple of kv_heads {self.kv_heads}; choose a divisor of heads")
-        return self
-
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """Shape (out, in) of every prunable linear layer of one decoder layer."""
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "self_attn.q_proj": (query, self.hidden),
-            "self_attn.k_proj": (key, self.hidden),
-            "self_attn.v_proj": (key, self.hidden),
-            "self_attn.o_proj": (self.hidden, query),
-            "mlp.gate_proj": (self.ffn, self.hidden),
-            "mlp.up_proj": (self.ffn, self.hidden),
-            "mlp.down_proj": (self.hidden, self.ffn),
-        }
 
 
 class Optimisation(Settings):
@@ -196,7 +155,7 @@ class FurtherStreams(Settings):
     methods: tuple[Literal[tuple(METHODS)], ...] = (FULL,)
     """Methods of continual fine-tuning, names."""
     orders: tuple[str, ...] = ("main",)
-    """Domain orders: main, williams-2 and so on, or williams for the whole design, names."""
+    """Domain orders: main, williams-2 and so on, williams for the whole design, or repeat (main with other batches), names."""
     stage_steps: tuple[Count, ...] = ()
     """Lengths of a stage; the study's own where empty, steps."""
 
@@ -242,9 +201,9 @@ class Continual(Settings):
         return self
 
     def all_orders(self) -> dict[str, tuple[str, ...]]:
-        """Every order by name: those of the study and of the Williams design over the main one."""
-        design = williams_design(self.orders["main"]) if len(self.orders["main"]) > 1 else {}
-        return design | self.orders
+        """Every order by name: those of the study, of the Williams design over the main one, and its repeat."""
+        design = williams_design(self.orders[MAIN]) if len(self.orders[MAIN]) > 1 else {}
+        return design | {REPEAT: self.orders[MAIN]} | self.orders
 
     def orders_named(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The orders that a list of names means; `williams` is the whole design, `main` its first row."""
@@ -259,12 +218,74 @@ class Continual(Settings):
         )  # fmt: skip
 
 
+class Ladder(Settings):
+    """Dense bases of other widths, pretrained like the study's own: arms `Dw-<hidden>`."""
+
+    replicates: Annotated[int, Field(ge=2)]
+    """How many replicates, from the first, make them, replicates."""
+    shapes: dict[str, Model]
+    """Shape by width; the study's own `model` stands beside them, units -> shape."""
+
+    @model_validator(mode="after")
+    def _named_by_width(self):
+        if wrong := {name: shape.hidden for name, shape in self.shapes.items() if name != str(shape.hidden)}:
+            raise ValueError(f"shapes: {wrong} are named after another width than theirs; name each by its hidden")
+        return self
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of the ladder, names."""
+        return tuple(f"Dw-{width}" for width in self.shapes)
+
+
+class GradientProbe(Settings):
+    """Overlap of the gradients of domains."""
+
+    batches: Annotated[int, Field(ge=4)] = 32
+    """Batches of each domain whose gradients are taken, batches."""
+    rows: Count = 8
+    """Training lines in such a batch, rows."""
+    rank: Count = 4
+    """Dimension of the subspace that stands for a domain's gradients, directions."""
+
+
+class DriftProbe(Settings):
+    """Drift of the hidden states of general text along the streams."""
+
+    energy: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the energy of D0's hidden states that its key subspace holds, fraction."""
+    rows: Count = 200
+    """Held-out lines of general text that are read, rows."""
+
+
+class RoutingProbe(Settings):
+    """Use of the experts of a mixture by domains."""
+
+    top_p: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of a domain's load that its set of experts carries, fraction."""
+
+
 class Probe(Settings):
     """Probes of implicit sparsity (notebook 04)."""
 
     top_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Top-K as a fraction of the neurons of a feed-forward layer, fraction."""
+    """Top-K as a fraction of the neurons of a feed-forward layer, or of a gradient's entries, fraction."""
+    top_fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Further fractions at which the overlap of activations is measured, fractions."""
+    selections: tuple[Literal["magnitude", "frequency", "contrast", "magnitude/same-tokens"], ...] = ("magnitude", "contrast")
+    """By which scores a domain's neurons are chosen, names."""
     items: Annotated[int, Field(ge=4)]
     """Test items per domain that are run through the model, items."""
     permutations: Count
     """Draws behind each permutation null, draws."""
+    gradients: GradientProbe | None = None
+    """The probe of gradients; absent: not run."""
+    drift: DriftProbe | None = None
+    """The probe of representation drift, which waits for the streams; absent: not run."""
+    routing: RoutingProbe | None = None
+    """The probe of routing, for models with experts; absent: not run."""
+
+    @property
+    def upstream(self) -> str:
+        """The notebook whose models are read: those before the streams, or also those along and after them."""
+        return "02_recover" if self.drift is None and self.routing is None else "03_continual"

@@ -20,6 +20,7 @@ from sparsecl.metrics import RUN_KEYS
 
 NO_VARIANCE = "no variance"
 UNDEFINED = "undefined"
+TOO_FEW = "fewer than 2 replicates"
 _RUN = [key for key in RUN_KEYS if key not in ("base", "seed")]
 
 
@@ -40,7 +41,7 @@ class Contrast:
     effect: float  # Hedges' g_av: mean difference over the two arms' average SD, small-sample corrected (Lakens 2013)
     n: int
     p_corrected: float = math.nan  # Holm within the family
-    flag: str = ""  # why the tests are NaN: NO_VARIANCE or UNDEFINED
+    flag: str = ""  # why the tests are NaN: NO_VARIANCE, UNDEFINED or TOO_FEW
     margin: float | None = None  # of the TOST
 
     def p_above(self, bound: float) -> float:
@@ -103,6 +104,26 @@ def paired_contrast(
         p=float(pingouin.ttest(x, y, paired=True)["p_val"].iloc[0]),
         p_equivalence=p_equivalence, effect=_hedges(x, y), n=len(x), margin=margin,
     )  # fmt: skip
+
+
+def contrast_with_zero(values: Values, name: str, metric: str, margin: float | None = None, alpha: float = 0.05) -> Contrast:
+    """The mean over replicates of a value that is 0 where there is no effect: a slope, a difference taken before.
+
+    t-test and TOST of one sample; without an effect size, since there is no second arm's spread. Fewer than two values are
+    flagged `TOO_FEW`, others as in `paired_contrast`.
+    """
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2 or not np.isfinite(x).all():
+        return Contrast(name, metric, *[math.nan] * 9, n=len(x), flag=TOO_FEW if len(x) < 2 else UNDEFINED, margin=margin)
+    wide, narrow = t_interval(x, 1 - alpha), t_interval(x, 1 - 2 * alpha)
+    if _constant(x, np.zeros_like(x)):
+        return Contrast(name, metric, wide.mean, 0.0, *[math.nan] * 7, n=len(x), flag=NO_VARIANCE, margin=margin)
+    found = Contrast(
+        name, metric, wide.mean, wide.sd, wide.low, wide.high, narrow.low, narrow.high,
+        p=math.nan, p_equivalence=math.nan, effect=math.nan, n=len(x), margin=margin,
+    )  # fmt: skip
+    p_equivalence = math.nan if margin is None else max(found.p_above(-margin), found.p_below(margin))
+    return replace(found, p=2 * min(found.p_above(0.0), found.p_below(0.0)), p_equivalence=p_equivalence)
 
 
 def with_holm(contrasts: list[Contrast]) -> list[Contrast]:

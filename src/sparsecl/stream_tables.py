@@ -42,7 +42,7 @@ def score_rows_of(scores: Mapping[tuple[str, str], ItemScores], items: Mapping[t
 
 
 def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict]) -> dict[str, list[dict]]:
-    """Rows of accuracy, curves, cost and timings of one stream."""
+    """Rows of accuracy, curves, items, update masks, cost and timings of one stream."""
     keys = {
         **stream.arm.columns,
         "method": stream.method,
@@ -51,13 +51,16 @@ def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict
         "base": str(experiment.base),
         "seed": experiment.replicate,
     }
-    tables: dict[str, list[dict]] = {"accuracy": [], "curves": [], "items": [], "cost": [], "timings": []}
+    tables: dict[str, list[dict]] = {name: [] for name in ("accuracy", "curves", "items", "update_masks", "cost", "timings")}
+    named = {name: keys[name] for name in ("arm", "method", "order", "stage_steps", "seed")}
     last = len(reports) - 1
     for number, report in enumerate(reports):
         stage = {**keys, "stage": number, "stage_domain": report["domain"]}
         tables["accuracy"] += [{**stage, **row} for row in report["scores"]]
         tables["curves"] += [{**stage, **row} for row in report["curve"]]
         tables["items"] += _item_rows(stage, report, last)
+        place = {**named, "stage": number, "stage_domain": report["domain"]}
+        tables["update_masks"] += [{**place, **row} for row in report.get("selections", [])]
     total = total_costs([report["costs"] for report in reports if report["costs"]])
     names = {"arm": stream.arm.name, "method": stream.method, "seed": experiment.replicate}
     job = {**names, "job": stream.job(experiment.study)}

@@ -11,10 +11,10 @@ import numpy as np
 from sparsecl.arms import Arm
 from sparsecl.base import Base
 from sparsecl.config import VALIDATION, Study
-from sparsecl.domain_orders import MAIN
+from sparsecl.domain_orders import MAIN, REPEAT
 from sparsecl.experiment import Experiment
 from sparsecl.matched_flops import matched_steps, stage_consumption
-from sparsecl.methods import FULL, JOINT, REFERENCES, SINGLE
+from sparsecl.methods import FULL, JOINT, RATE_OF, REFERENCES, SINGLE
 from sparsecl.settings import Continual, FurtherStreams
 
 
@@ -50,6 +50,11 @@ class Stream:
         is_usual = self.order == MAIN and self.has_main_length(study)
         return "03_continual" if is_usual else f"03_continual/{self.order}/{self.stage_steps}"
 
+    @property
+    def batches(self) -> str:
+        """Suffix of the random streams of its stages: a repeat draws other batches."""
+        return f"-{REPEAT}" if self.order == REPEAT else ""
+
     def domains(self, settings: Continual) -> tuple[str, ...]:
         """The domain of every stage; the references have one stage only."""
         if self.method == JOINT:
@@ -76,7 +81,7 @@ def planned_streams(experiment: Experiment, base: Base, rates: Mapping[str, floa
     main = FurtherStreams(replicates=experiment.study.replicates, arms=settings.arms)
     sets = [main, *(streams for streams in settings.further.values() if experiment.replicate < streams.replicates)]
     planned = [
-        Stream(arm, method, order, rates[FULL if method in REFERENCES else method], length(arm, steps))
+        Stream(arm, method, order, rates[FULL if method in REFERENCES else RATE_OF.get(method, method)], length(arm, steps))
         for streams in sets
         for arm in experiment.chosen(streams.arms)
         for method, order, steps in _kinds(settings, streams)

@@ -42,6 +42,22 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "p_label",
         "ceiling",
     ),
+    "gradients": (
+        *("arm", "seed", "layer", "module", "domain_a", "domain_b", "measure"),
+        *("value", "null", "null_label", "p_label", "ceiling", "parameters", "effective_dimension"),
+    ),
+    "routing": (
+        *("arm", "method", "seed", "stage", "layer", "domain_a", "domain_b", "measure"),
+        *("value", "null_label", "p_label", "ceiling"),
+    ),
+    "drift": (
+        *("arm", "method", "order", "stage_steps", "seed", "stage", "stage_domain", "layer", "measure"),
+        *("value", "null", "floor"),
+    ),
+    "update_masks": (
+        *("arm", "method", "order", "stage_steps", "seed", "stage", "stage_domain", "earlier_domain", "layer"),
+        *("value", "null", "collisions"),
+    ),
     "inference": ("arm", "seed", "stack", "rows", "tokens", "kernel", *INFERENCE_VALUES, "device", "dtype"),
     "chance": ("seed", "domain", "kind", "value"),
     "learning_rate": ("arm", "method", "learning_rate", "domain", "kind", "own", "final", "nll_own", "nll_final", "chosen"),
@@ -57,6 +73,9 @@ NAMES = (
     "domain",
     "domain_a",
     "domain_b",
+    "earlier_domain",
+    "module",
+    "measure",
     "kind",
     "metric",
     "selection",
@@ -79,8 +98,13 @@ VALUES = (
     "null_label",
     "p_label",
     "ceiling",
+    "parameters",
+    "effective_dimension",
+    "floor",
+    "collisions",
     *INFERENCE_VALUES,
 )
+WHOLE = ("tokens", "flops_dense", "flops_sparse", "trainable", "masked")  # counts stay whole numbers where some are absent
 MEASURED_TABLES = ("timings", "inference")  # differ between two runs of the same study; every other table does not
 NOTEBOOKS = ("01_sparsify", "02_recover", "03_continual", "04_probe")
 TABLES_RECORD = "tables.json"
@@ -131,6 +155,8 @@ def tidy(table: str, rows: Sequence[dict] | pd.DataFrame) -> pd.DataFrame:
             f"table {table}: columns {sorted(set(frame.columns) ^ set(COLUMNS[table]))} differ from the contract; "
             "delete the record and run again"
         )
+    if table == "cost":
+        frame = frame.astype({name: "Int64" for name in WHOLE})
     frame = frame[list(COLUMNS[table])].assign(**{column: _replicates(frame[column]) for column in ("seed", "base") if column in frame})
     keys = [column for column in frame.columns if column not in VALUES]
     # Seeds are numbers except the validation replicate's, and stages sort as numbers.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from sparsecl.anova import Effect
 from sparsecl.decision import Verdict, in_points, replicates_to_plan, wrong_replicates
-from sparsecl.preregistration import TopologyHypothesis
+from sparsecl.hypotheses import TopologyHypothesis
 from sparsecl.statistics import Contrast
 
 HEADLINES = {

@@ -116,6 +116,7 @@ def train(
     masks: Masks | None = None,
     update_masks: Masks | None = None,
     penalty: Penalty | None = None,
+    constrain: Callable[[], None] | None = None,
     dtype: str = "float32",
     after_step: Callable[[int], None] | None = None,
     checkpoint: Path | None = None,
@@ -123,8 +124,9 @@ def train(
     """Train in place, along `plan`, the parameters of `model` that require a gradient; `masks` hold throughout.
 
     `update_masks` confines the updates of a dense model: weights outside keep their values. `penalty` is added to
-    the loss of every step. `after_step` is called with the number of finished steps. With `settings.checkpoint_every` and a
-    `checkpoint` file the training resumes there after an interruption and ends in the same weights.
+    the loss of every step; `constrain` is called right after a step, to undo or project what it applied. `after_step` is called
+    with the number of finished steps. With `settings.checkpoint_every` and a `checkpoint` file the training resumes there after an
+    interruption and ends in the same weights.
     Raises FloatingPointError at the first loss that is not finite.
     """
     model.train()
@@ -145,6 +147,8 @@ def train(
             losses.append(_one_step(model, optimizer, batch, settings, step, dtype, description, penalty))
             if confined is not None:
                 confined.restore()
+            if constrain is not None:
+                constrain()
             if after_step is not None:
                 with watch.paused():  # scoring is no training
                     after_step(step + 1)

@@ -56,8 +56,9 @@ class Plan:
     def upstream(self, notebook: str, replicate: str) -> list[str]:
         """Records a replicate's notebook needs."""
         position = NOTEBOOKS.index(notebook)
-        # 04 probes the arms of 01 and 02; it does not wait for the stream of 03.
-        needed = [self.record("02_recover" if notebook == "04_probe" else NOTEBOOKS[position - 1], replicate)] if position else []
+        # 04 probes the arms of 01 and 02; it waits for the streams of 03 where it follows models along them.
+        before = self.study.probe.upstream if notebook == "04_probe" else NOTEBOOKS[position - 1]
+        needed = [self.record(before, replicate)] if position else []
         owner = str(self.study.base_of(replicate))
         if not position and owner != replicate:
             needed.append(self.record("01_sparsify", owner))

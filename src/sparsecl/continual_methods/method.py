@@ -39,16 +39,21 @@ class StageContext:
 
 @dataclass
 class Stage:
-    """What to train on and how; `extra`, its seconds and `sparsity` are known when the stage has ended."""
+    """What to train on and how; `extra`, `probe`, their seconds, `sparsity` and `selections` are known when the stage has ended."""
 
     rows: Sequence[Row]
     plan: list[np.ndarray]  # indices into `rows`, one array a step
     masks: Masks | None  # for `train`; None where the arm is dense or the method itself keeps the masks
     trainable: int  # parameters that move
     penalty: Penalty | None = None  # nats, added to the loss of every step
+    constrain: Callable[[], None] | None = None  # called after every optimizer step: undoes or projects what was applied
     adapter_rank: int | None = None  # of adapters that train in place of the weights
+    weight_gradients: int | None = None  # linear weights whose gradient is formed; None: those of all that take part
+    flops_known: bool = True  # whether the counts of `sparsecl.flops` describe what a step computes
     extra: Consumption | None = None  # what is passed forward and backward beyond the training itself
-    extra_seconds: float = 0.0  # what that took
+    probe: Consumption | None = None  # what is passed forward alone
+    extra_seconds: float = 0.0  # what both took
+    selections: list[dict] = field(default_factory=list)  # rows of update_masks.csv without the keys of the stream
     sparsity: dict[str, float] = field(default_factory=dict)  # share of zeros, where the method has more than one answer
 
 

@@ -1,4 +1,4 @@
-"""The activation-overlap probe: sets, chance, planted truth, both nulls, the ceiling, and the hooks on a real architecture."""
+"""The activation overlap: sets, chance, planted truth, both nulls, the ceiling, and the control for the domains' words."""
 
 from itertools import combinations
 
@@ -6,23 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config
 
-from sparsecl.probes import (
-    OVERLAP_COLUMNS,
-    ActivationProfile,
-    activation_profile,
-    chance_iou,
-    feed_forward_activations,
-    iou,
-    normalised_overlap,
-    overlap_table,
-    selection_scores,
-    top_count,
-    top_neurons,
-)
-
-BOS = 1
+from sparsecl.probing.activations import ActivationProfile, GroupMeans, activation_profile, common_token_weights
+from sparsecl.probing.overlap import OVERLAP_COLUMNS, SAME_TOKENS, SELECTIONS, contrast_scores, normalised_overlap, overlap_table
+from sparsecl.probing.top_sets import chance_iou, iou, top_count, top_neurons
 
 
 def marked(neurons: int, *chosen: int) -> torch.Tensor:
@@ -31,26 +19,30 @@ def marked(neurons: int, *chosen: int) -> torch.Tensor:
     return mask
 
 
+def profile_of(mean: torch.Tensor, weight: torch.Tensor) -> ActivationProfile:
+    return ActivationProfile(GroupMeans(mean, weight))
+
+
 def noise_profile(seed: int, documents: int = 24, neurons: int = 200, layers: int = 1) -> ActivationProfile:
     """Documents of one distribution in which no neuron differs from another."""
     generator = torch.Generator().manual_seed(seed)
-    return ActivationProfile(
-        torch.rand(layers, documents, neurons, generator=generator), torch.randint(3, 30, (documents,), generator=generator)
-    )
+    mean = torch.rand(layers, documents, neurons, generator=generator)
+    return profile_of(mean, torch.randint(3, 30, (documents,), generator=generator).float())
 
 
 def planted_profile(seed: int, chosen: range, documents: int = 24, neurons: int = 200) -> ActivationProfile:
     profile = noise_profile(seed, documents, neurons)
-    profile.activation[:, :, list(chosen)] += 5.0
+    profile.magnitude.mean[:, :, list(chosen)] += 5.0
     return profile
 
 
 def joined(*profiles: ActivationProfile) -> ActivationProfile:
-    return ActivationProfile(torch.cat([p.activation for p in profiles], dim=1), torch.cat([p.tokens for p in profiles]))
+    means = [profile.magnitude for profile in profiles]
+    return profile_of(torch.cat([one.mean for one in means], dim=1), torch.cat([one.weight for one in means]))
 
 
 def table_of(profiles: dict, general: ActivationProfile, seed: int = 0, top_fraction: float = 0.1, permutations: int = 99, **choices):
-    return overlap_table(profiles, general, top_fraction, permutations, np.random.default_rng(seed), **choices)
+    return overlap_table(profiles, general, (top_fraction,), permutations, np.random.default_rng(seed), **choices)
 
 
 # Sets
@@ -94,21 +86,23 @@ def test_top_count_is_the_nearest_whole_number():
 
 def test_contrast_is_the_distance_from_general_text_in_its_standard_deviations():
     general = torch.tensor([[0.0, 1.0, 0.0], [4.0, 1.0, 0.0]])
-    tokens = torch.tensor([3, 1])  # means 1, 1, 0; deviations sqrt(3), 0, 0
-    scores = selection_scores("contrast", torch.tensor([4.0, 2.0, 0.0]), general, tokens)
+    tokens = torch.tensor([3.0, 1.0])  # means 1, 1, 0; deviations sqrt(3), 0, 0
+    scores = contrast_scores(torch.tensor([4.0, 2.0, 0.0]), GroupMeans(general[None], tokens), 0)
     assert scores.tolist() == pytest.approx([3**0.5, float("inf"), 0.0])
-    with pytest.raises(ValueError, match=r"selection 'loudest' is unknown; choose one of \('magnitude', 'contrast'\)"):
-        selection_scores("loudest", scores, general, tokens)
 
 
 # Chance
 
 
-@pytest.mark.parametrize(("neurons", "k"), [(5, 1), (5, 2), (6, 3), (7, 5), (8, 7)])
+@pytest.mark.parametrize(("neurons", "k"), [(5, 1), (12, 1), (5, 2), (11, 2), (6, 3), (10, 3), (7, 5), (8, 7)])
 def test_chance_is_the_mean_over_all_sets(neurons, k):
     first = marked(neurons, *range(k))
     overlaps = [iou(first, marked(neurons, *chosen)).item() for chosen in combinations(range(neurons), k)]
     assert chance_iou(neurons, k) == pytest.approx(np.mean(overlaps), abs=1e-12)
+
+
+def test_chance_of_one_neuron_is_one_in_all():
+    assert [chance_iou(neurons, 1) for neurons in (2, 64, 9728)] == pytest.approx([1 / 2, 1 / 64, 1 / 9728])
 
 
 def test_chance_agrees_with_random_draws_and_with_the_approximation():
@@ -153,10 +147,10 @@ def test_planted_sets_are_found_exactly():
 
 def test_a_set_planted_in_one_layer_shows_in_that_layer_alone():
     shared, first, second = noise_profile(0, layers=3), noise_profile(1, layers=3), noise_profile(2, layers=3)
-    first.activation[1, :, :20] += 5
-    second.activation[1, :, 100:120] += 5
+    first.magnitude.mean[1, :, :20] += 5
+    second.magnitude.mean[1, :, 100:120] += 5
     for profile in (first, second):
-        profile.activation[2, :, :20] += 5
+        profile.magnitude.mean[2, :, :20] += 5
     table = table_of({"a": first, "b": second}, shared, selections=("magnitude",)).set_index("layer")
     assert table["value"][1] == 0 and table["ceiling"][1] == 1
     assert table["value"][2] == 1 and table["p_label"][2] == 1
@@ -168,7 +162,7 @@ def test_always_on_neurons_fool_the_magnitude_but_not_the_contrast():
     profiles = {"a": planted_profile(0, range(20, 40)), "b": planted_profile(1, range(100, 120))}
     general = noise_profile(2)
     for profile in (*profiles.values(), general):
-        profile.activation[:, :, :20] += 50
+        profile.magnitude.mean[:, :, :20] += 50
     values = table_of(profiles, general).set_index("selection")["value"]
     assert values["magnitude"] == 1
     assert values["contrast"] == 0
@@ -198,8 +192,9 @@ def test_label_null_holds_its_level_where_the_domains_are_one():
     tables = []
     for seed in range(60):
         sample = noise_profile(1000 + seed, documents=32, neurons=60)
-        sample.activation.add_(torch.linspace(0, 2, 60))
-        a, b = (ActivationProfile(sample.activation[:, half], sample.tokens[half]) for half in (slice(0, 16), slice(16, 32)))
+        sample.magnitude.mean.add_(torch.linspace(0, 2, 60))
+        halves = slice(0, 16), slice(16, 32)
+        a, b = (profile_of(sample.magnitude.mean[:, half], sample.magnitude.weight[half]) for half in halves)
         tables.append(table_of({"a": a, "b": b}, noise_profile(5, neurons=60), seed, permutations=39, splits=2))
     table = pd.concat(tables)
     for _, rows in table.groupby("selection"):
@@ -228,11 +223,11 @@ def test_same_generator_same_table_and_a_pair_in_both_directions_agrees():
 
 def test_unequal_and_odd_numbers_of_documents_and_long_documents_count_by_tokens():
     a, b = noise_profile(0, documents=7), noise_profile(1, documents=12)
-    a.activation[:, :, :20] += 5
-    b.activation[:, :, :20] += 5
-    b.activation[:, :11, 20:40] += 4.0
-    b.tokens[:] = 1
-    b.tokens[11] = 10_000  # the one document without the second set outweighs the rest of its half
+    a.magnitude.mean[:, :, :20] += 5
+    b.magnitude.mean[:, :, :20] += 5
+    b.magnitude.mean[:, :11, 20:40] += 4.0
+    b.magnitude.weight[:] = 1
+    b.magnitude.weight[11] = 10_000  # the one document without the second set outweighs the rest of its half
     table = table_of({"a": a, "b": b}, noise_profile(2), selections=("magnitude",))
     assert table["value"].item() == 1
 
@@ -246,7 +241,7 @@ def test_unequal_and_odd_numbers_of_documents_and_long_documents_count_by_tokens
         (
             {"a": noise_profile(0), "b": noise_profile(1, documents=3)},
             noise_profile(2),
-            r"profile of b is \(1, 3, 200\).*4 or more documents",
+            r"profile of b is \(1, 3, 200\).*4 or more groups",
         ),
     ],
 )
@@ -257,107 +252,135 @@ def test_profiles_that_cannot_be_compared_are_refused(profiles, general, message
 
 def test_diverged_activations_are_refused():
     broken = noise_profile(0)
-    broken.activation[0, 3, 4] = torch.nan
+    broken.magnitude.mean[0, 3, 4] = torch.nan
     with pytest.raises(ValueError, match="profile of a holds NaN or infinite activations"):
         table_of({"a": broken, "b": noise_profile(1)}, noise_profile(2))
 
 
-# A real architecture
+# Several selections and fractions
 
 
-@pytest.fixture(scope="module")
-def model() -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    configuration = Qwen3Config(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, attention_dropout=0.0, initializer_range=0.2,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(configuration)
+def with_statistics(profile: ActivationProfile, seed: int) -> ActivationProfile:
+    """The profile with a planted frequency at K = 4 and 20 and means over the same tokens, each its own noise."""
+    shape = profile.magnitude.mean.shape
+    generator = torch.Generator().manual_seed(seed)
+    first, second, third = (GroupMeans(torch.rand(shape, generator=generator), torch.ones(shape[1])) for _ in range(3))
+    return ActivationProfile(profile.magnitude, {4: first, 20: second}, third)
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[list[int]]:
-    generator = np.random.default_rng(0)
-    return [[BOS, *generator.integers(2, 50, length).tolist()] for length in (1, 9, 4, 17, 2, 9)]
+def test_a_row_does_not_depend_on_the_other_selections_and_fractions():
+    profiles = {name: with_statistics(planted_profile(seed, range(20 * seed, 20 * seed + 30)), seed) for seed, name in enumerate("abc")}
+    general = noise_profile(9)
+    together = overlap_table(profiles, general, (0.1, 0.02), 19, np.random.default_rng(0), selections=SELECTIONS)
+    assert len(together) == 3 * 4 * 2
+    for selection in SELECTIONS:
+        for fraction in (0.1, 0.02):
+            alone = table_of(profiles, general, top_fraction=fraction, permutations=19, selections=(selection,))
+            same = together[(together["selection"] == selection) & (together["top_fraction"] == fraction)]
+            pd.testing.assert_frame_equal(same.reset_index(drop=True), alone)
 
 
-def by_hand(model: Qwen3ForCausalLM, row: list[int]) -> torch.Tensor:
-    """Mean |act_fn(gate_proj(x)) * up_proj(x)| per layer, x the input of the feed-forward block, BOS left out."""
-    inputs = []
-    hooks = [layer.mlp.register_forward_pre_hook(lambda _module, received: inputs.append(received[0])) for layer in model.model.layers]
+def test_groups_without_a_token_are_left_out_and_change_nothing_else():
+    a, b = (with_statistics(noise_profile(seed), seed) for seed in (0, 1))
+    whole = table_of({"a": a, "b": b}, noise_profile(2), selections=("magnitude", SAME_TOKENS))
+    a.same_tokens.mean[:, 3:7] = torch.nan
+    a.same_tokens.weight[3:7] = 0
+    some = table_of({"a": a, "b": b}, noise_profile(2), selections=("magnitude", SAME_TOKENS))
+    pd.testing.assert_frame_equal(some[:1], whole[:1])
+    assert some[["value", "null_label", "p_label", "ceiling"]].notna().all(axis=None)
+    assert some["value"][1] != whole["value"][1]
+
+
+def test_too_few_groups_with_a_common_word_leave_the_overlap_absent():
+    a, b = (with_statistics(noise_profile(seed), seed) for seed in (0, 1))
+    a.same_tokens.mean[:, 3:] = torch.nan
+    a.same_tokens.weight[3:] = 0
+    row = table_of({"a": a, "b": b}, noise_profile(2), selections=(SAME_TOKENS,)).iloc[0]
+    assert row[["value", "null_label", "p_label", "ceiling"]].isna().all()
+    assert row["null"] == pytest.approx(chance_iou(200, 20))
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ("loudest", r"selection 'loudest' is unknown; choose one of \('magnitude', 'frequency', 'contrast', 'magnitude/same-tokens'\)"),
+        ("frequency", r"no frequency at K = \[20\]; give activation_profile the same top_fractions"),
+        (SAME_TOKENS, "no means over the same tokens; give activation_profile the weights of common_token_weights"),
+    ],
+)
+def test_selections_that_cannot_be_served_are_refused(selection, message):
+    with pytest.raises(ValueError, match=message):
+        table_of({"a": noise_profile(0), "b": noise_profile(1)}, noise_profile(2), selections=(selection,))
+
+
+# Planted words and planted contexts
+
+
+class LookUp(torch.nn.Module):
+    """One layer of 60 neurons that fire by the current token, and, weighted by `context`, by the first token of the line."""
+
+    def __init__(self, context: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.by_token = torch.nn.Parameter(torch.rand(40, 60, generator=generator) ** 4)
+        self.by_first = torch.nn.Parameter(context * torch.rand(40, 60, generator=generator) ** 4)
+        self.layer = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"down_proj": torch.nn.Linear(60, 1)})})
+        self.config = Qwen3Config(num_hidden_layers=1)
+
+    def forward(self, input_ids, **_ignored):
+        return self.layer["mlp"]["down_proj"](self.by_token[input_ids] + self.by_first[input_ids[:, :1]])
+
+
+FIRST = {"a": 38, "b": 39}  # the line's first token, which tells its domain
+
+
+def lines(domain: str, share: float, seed: int, documents: int = 60) -> list[list[int]]:
+    """Lines over tokens 0 to 30; `share` says which words the domain prefers."""
+    generator = np.random.default_rng(seed)
+    return [[FIRST[domain], *generator.binomial(30, share, generator.integers(40, 80)).tolist()] for _ in range(documents)]
+
+
+def overlaps(model: LookUp, rows: dict[str, list[list[int]]]) -> pd.DataFrame:
+    """Rows of the two domains by selection; the domains' first tokens are seen but not counted."""
+    excluded = list(FIRST.values())
+    weights = common_token_weights(rows, excluded)
+    profiles = {
+        name: activation_profile(model, chosen, 16, excluded_tokens=excluded, top_fractions=(0.2,), token_weights=weights[name])
+        for name, chosen in rows.items()
+    }
+    general = activation_profile(model, rows["a"] + rows["b"], 16, excluded_tokens=excluded)
+    return table_of(profiles, general, top_fraction=0.2, permutations=99, selections=("magnitude", "frequency", SAME_TOKENS)).set_index(
+        "selection"
+    )
+
+
+def test_domains_that_differ_in_their_words_alone_reach_the_ceiling_over_the_same_tokens():
+    table = overlaps(LookUp(context=0.0), {"a": lines("a", 0.4, 0), "b": lines("b", 0.6, 1)})
+    for selection in ("magnitude", "frequency"):
+        assert table["value"][selection] < table["ceiling"][selection] - 0.25
+        assert table["p_label"][selection] == 0.01
+    same = table.loc[SAME_TOKENS]
+    assert same["value"] == pytest.approx(same["null_label"], abs=0.03)
+    assert same["value"] > same["ceiling"] - 0.03
+    assert same["ceiling"] > same["null"] + 0.5
+    assert same["p_label"] > 0.05
+
+
+def test_a_domain_told_by_an_earlier_token_stays_apart_over_the_same_tokens():
+    table = overlaps(LookUp(context=1.0), {"a": lines("a", 0.5, 0), "b": lines("b", 0.5, 1)})
+    assert (table["value"] < table["ceiling"] - 0.25).all()
+    assert (table["p_label"] == 0.01).all()
+
+
+def test_a_neuron_huge_at_few_tokens_is_found_by_magnitude_and_not_by_frequency():
+    model = LookUp(context=0.0)
     with torch.no_grad():
-        model(torch.tensor([row]))
-        for hook in hooks:
-            hook.remove()
-        blocks = [layer.mlp for layer in model.model.layers]
-        return torch.stack(
-            [(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))[0, 1:].abs().mean(0) for mlp, x in zip(blocks, inputs, strict=True)]
-        )
-
-
-def test_profile_equals_the_feed_forward_computation_by_hand(model, rows):
-    profile = activation_profile(model, rows, batch=3, excluded_tokens=[BOS])
-    assert profile.activation.shape == (3, len(rows), 48)
-    assert profile.tokens.tolist() == [len(row) - 1 for row in rows]
-    expected = torch.stack([by_hand(model, row) for row in rows], dim=1)
-    torch.testing.assert_close(profile.activation, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_batch_size_and_padding_do_not_change_the_profile(model, rows):
-    alone = activation_profile(model, rows, batch=1, excluded_tokens=[BOS])
-    for batch in (2, 4, 100):
-        together = activation_profile(model, rows, batch=batch, excluded_tokens=[BOS])
-        torch.testing.assert_close(together.activation, alone.activation, rtol=1e-4, atol=1e-6)
-        assert torch.equal(together.tokens, alone.tokens)
-        assert torch.equal(top_neurons(together.activation, 5), top_neurons(alone.activation, 5))
-
-
-def test_excluded_tokens_are_seen_but_not_counted(model):
-    with_bos = activation_profile(model, [[BOS, 7, 8, 9]], batch=1, excluded_tokens=[])
-    without = activation_profile(model, [[BOS, 7, 8, 9]], batch=1, excluded_tokens=[BOS])
-    never_there = activation_profile(model, [[7, 8, 9]], batch=1, excluded_tokens=[BOS])
-    assert (with_bos.tokens.item(), without.tokens.item()) == (4, 3)
-    assert not torch.allclose(with_bos.activation, without.activation)
-    assert not torch.allclose(without.activation[1:], never_there.activation[1:], rtol=1e-3)  # attention still reads BOS
-
-
-def test_model_is_left_as_it_was_also_after_an_error(model, rows):
-    model.train()
-    model.model.layers[0].eval()  # a mixed state, as with a frozen layer
-    before = [module.training for module in model.modules()]
-    try:
-        assert not activation_profile(model, rows, batch=2, excluded_tokens=[BOS]).activation.requires_grad
-        with pytest.raises(IndexError):
-            activation_profile(model, [[BOS, 10_000]], batch=1, excluded_tokens=[BOS])
-        assert [module.training for module in model.modules()] == before
-        with pytest.raises(RuntimeError, match="stop"), feed_forward_activations(model, lambda _layer, _activation: None):
-            raise RuntimeError("stop")
-        assert not any(module._forward_pre_hooks for module in model.modules())
-    finally:
-        model.eval()
-
-
-def test_reading_the_activations_does_not_change_the_output(model, rows):
-    ids = torch.tensor([rows[3]])
-    with torch.no_grad():
-        untouched, seen = model(ids).logits, []
-        with feed_forward_activations(model, lambda layer, activation: seen.append((layer, *activation.shape))):
-            assert torch.equal(model(ids).logits, untouched)
-    assert seen == [(layer, 1, 18, 48) for layer in range(3)]
-
-
-def test_rows_without_a_counted_token_and_empty_input_are_refused(model):
-    with pytest.raises(ValueError, match=r"row 1 has 1 tokens and none that counts beside \[1\]; leave the row out"):
-        activation_profile(model, [[BOS, 5], [BOS]], batch=2, excluded_tokens=[BOS])
-    with pytest.raises(ValueError, match="row 0 has 0 tokens"):
-        activation_profile(model, [[]], batch=2, excluded_tokens=[])
-    with pytest.raises(ValueError, match="0 rows in batches of 2"):
-        activation_profile(model, [], batch=2, excluded_tokens=[])
-
-
-def test_a_model_without_dense_feed_forward_layers_is_refused(model):
-    class Headless(torch.nn.Module):
-        config = model.config
-
-    with pytest.raises(ValueError, match=r"Headless has 0 modules named mlp.down_proj, wanted one in each of its 3 layers"):
-        activation_profile(Headless(), [[BOS, 5]], batch=1, excluded_tokens=[BOS])
+        model.by_token.fill_(0.0)
+        model.by_token[:, :12] = torch.linspace(1, 2, 12)
+        model.by_token[0, 20] = 1e4
+        model.by_token[0, :12] = 1e3
+    profile = activation_profile(model, [[0, *range(1, 30)] for _ in range(8)], 4, excluded_tokens=[], top_fractions=(0.2,))
+    assert profile.magnitude.mean[0, :, 20].min() > profile.magnitude.mean[0, :, :12].max()
+    frequency = profile.frequency[12].mean[0]
+    assert frequency[:, :12].min() > 0.8
+    assert frequency[:, 20].max() < 0.2

@@ -1,0 +1,142 @@
+"""Cost of a pass with probes beside a plain forward pass of the same model over the same rows, measured side by side.
+
+    ./run_all.sh --bench
+
+A Qwen3 of realistic proportions (width 512, feed-forward 1536, 4 layers, random weights) and, for routing, a Qwen3.5 with 16
+experts of the same width; rows of 64 to 128 tokens in batches of 16, one thread. Every batch is read plainly and with each set of readers, in turns whose order is drawn anew for every batch;
+reported is the median of the ratios to the plain pass over that batch, with its interval. The plain pass is `run_pass`
+without readers: it forms the logits of the last position alone. Seconds are CPU seconds of the thread. `once` is what the
+making of the tables and of the profile of activations costs beside a pass over 96 documents.
+
+Ends with status 1 where all readers of a model together miss their limit. `plain again` has the same cost by construction: what it
+shows beside 1 is the error of the measurement.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import nn
+
+from sparsecl.config import Model
+from sparsecl.modeling import build_model
+from sparsecl.probing.activations import GROUPS, ActivationReader
+from sparsecl.probing.hidden_states import HiddenStateReader
+from sparsecl.probing.passes import Reader, run_pass
+from sparsecl.probing.routing import RouterReader, SharedGateReader
+
+MOST = 1.10  # of a plain pass
+DENSE = Model(family="qwen3", hidden=512, ffn=1536, layers=4, heads=8, kv_heads=4, head_dim=64)
+MIXTURE = Model(
+    family="qwen3_5_moe", hidden=512, ffn=384, layers=4, heads=8, kv_heads=4, head_dim=64, experts=16, experts_per_token=4,
+    shared_ffn=384, delta_key_heads=8, delta_value_heads=8, delta_head_dim=64, router_aux_coefficient=0.01,
+)  # fmt: skip
+VOCABULARY, SHORTEST, LONGEST, BATCH = 4096, 64, 128, 16
+EXCLUDED = (0, 1, 2)
+DOCUMENTS = 96  # read per domain
+FRACTIONS = (0.01, 0.05, 0.10)
+BATCHES, WARM = 40, 3
+PLAIN, AGAIN, ALL = "plain", "plain again", "all readers"
+
+Rows = list[list[int]]
+ReaderSets = dict[str, list[Reader]]
+
+
+def random_model(shape: Model) -> nn.Module:
+    return build_model(shape, VOCABULARY, LONGEST, 0, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+
+
+def random_rows(generator: np.random.Generator) -> Rows:
+    """A batch of documents: BOS, then any words."""
+    return [[1, *generator.integers(3, VOCABULARY, generator.integers(SHORTEST, LONGEST) - 1).tolist()] for _ in range(BATCH)]
+
+
+def activations(model: nn.Module, fractions: Sequence[float] = (), words: bool = False) -> ActivationReader:
+    return ActivationReader(model, DOCUMENTS, fractions, torch.ones(VOCABULARY) if words else None)
+
+
+def dense_readers(model: nn.Module) -> ReaderSets:
+    """By name the readers of a pass. A reader keeps its tables over all batches, as in a study."""
+    return {
+        PLAIN: [],
+        AGAIN: [],
+        "magnitude, contrast": [activations(model)],
+        "and same tokens": [activations(model, words=True)],
+        "and frequency": [activations(model, FRACTIONS, words=True)],
+        "hidden states": [hidden_states()],
+        ALL: [activations(model, FRACTIONS, words=True), hidden_states()],
+    }
+
+
+def mixture_readers(model: nn.Module) -> ReaderSets:
+    return {PLAIN: [], AGAIN: [], "routing": routing(model), ALL: [*routing(model), hidden_states()]}
+
+
+def hidden_states() -> HiddenStateReader:
+    """Collects the states of a batch; what drift makes of them afterwards is no part of the pass."""
+    return HiddenStateReader(lambda _states: None)
+
+
+def routing(model: nn.Module) -> list[Reader]:
+    return [RouterReader(model, DOCUMENTS, torch.ones(VOCABULARY), GROUPS), SharedGateReader(model, DOCUMENTS, GROUPS)]
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    started = time.thread_time()
+    action()
+    return time.thread_time() - started
+
+
+def seconds_of_batches(model: nn.Module, sets: ReaderSets) -> dict[str, np.ndarray]:
+    """CPU seconds of every batch under every set of readers."""
+    generator = np.random.default_rng(0)
+    seconds = {name: [] for name in sets}
+    for _ in range(WARM + BATCHES):
+        rows = random_rows(generator)
+        for name in generator.permutation(list(sets)):
+            seconds[name].append(seconds_of(partial(run_pass, model, rows, BATCH, sets[name], excluded_tokens=EXCLUDED)))
+    return {name: np.array(found[WARM:]) for name, found in seconds.items()}
+
+
+def median_ratio(ratios: np.ndarray) -> tuple[float, float, float]:
+    """Median of paired ratios with its 95 % interval, without an assumption on their distribution."""
+    interval = stats.quantile_test(ratios, q=1, p=0.5).confidence_interval(0.95)  # of the median; q is the tested value, not used
+    return float(np.median(ratios)), interval.low, interval.high
+
+
+def once_a_pass(model: nn.Module) -> float:
+    """CPU seconds of making a reader of all statistics and its profile."""
+    return float(np.median([seconds_of(lambda: activations(model, FRACTIONS, words=True).profile()) for _ in range(5)]))
+
+
+def measured(name: str, seconds: dict[str, np.ndarray]) -> bool:
+    """Print the table of a model; whether it keeps the limit."""
+    rows = [(readers, 1000 * np.median(found), *median_ratio(found / seconds[PLAIN])) for readers, found in seconds.items()]
+    table = pd.DataFrame(rows, columns=[name, "median ms", "ratio", "low", "high"]).set_index(name)
+    print(table.round(3).to_string())
+    if (ratio := table["ratio"][ALL]) > MOST:
+        print(f"limit missed: {ALL} of the {name} cost {ratio:.3f} plain passes, at most {MOST} were promised")
+    return ratio <= MOST
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    dense, mixture = random_model(DENSE), random_model(MIXTURE)
+    seconds = seconds_of_batches(dense, dense_readers(dense))
+    kept = [measured("dense model", seconds), measured("mixture", seconds_of_batches(mixture, mixture_readers(mixture)))]
+    once = once_a_pass(dense)
+    share = once / (np.median(seconds[PLAIN]) * DOCUMENTS / BATCH)
+    print(f"once: {1000 * once:.1f} ms, {100 * share:.1f} % of a pass over {DOCUMENTS} documents")
+    return 0 if all(kept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
