@@ -80,6 +80,7 @@ def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settin
         "replicates": 3,
         "arms": ["D0", "D1", "S1-2of4", "S1-block16"],
         "comparison": {"replicates": 2, "arms": ["S1-6of8", "S1-2of4-random"]},
+        "ladder": settings["ladder"] | {"replicates": 3},
     }
     settings["continual"] |= {"arms": ["D1", "S1-2of4"], "further": {}}
     path = tmp_path / "study.yaml"
@@ -87,11 +88,32 @@ def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settin
     study = load_study(path)
     always = ("D0", "D1", "S0-2of4", "S1-2of4", "S0-block16", "S1-block16")  # an S1 brings the S0 it starts from
     compared = ("S0-6of8", "S1-6of8", "S0-2of4-random", "S1-2of4-random")
-    assert study.arms_of(0) == study.arms_of(1) == always + compared and study.arms_of(2) == always
-    assert tuple(arm.name for arm in study.all_arms()) == always + compared
+    rungs = ("Dw-32", "Dw-48")
+    assert study.arms_of(0) == study.arms_of(1) == always + compared + rungs and study.arms_of(2) == always + rungs
+    assert tuple(arm.name for arm in study.all_arms()) == always + compared + rungs
     assert set(study.arms_of("validation")) == {"D0", "D1", "S0-2of4", "S1-2of4"}  # what the stream needs
-    path.write_text(yaml.safe_dump({**settings, "comparison": None}))
+    path.write_text(yaml.safe_dump({**settings, "comparison": None, "ladder": None}))
     assert load_study(path).arms_of(0) == always
+    assert study.widths() == {"D0": 64, "Dw-32": 32, "Dw-48": 48}
+    for replicates, shapes, match in [(4, settings["ladder"]["shapes"], "4 of 3 replicates"), (2, {"64": settings["ladder"]["shapes"]["32"]}, "32")]:
+        path.write_text(yaml.safe_dump({**settings, "ladder": {"replicates": replicates, "shapes": shapes}}))
+        with pytest.raises(ValueError, match=match):
+            load_study(path)
+
+
+def test_a_method_that_fills_zeros_is_refused_on_a_sparse_arm(tmp_path, settings):
+    settings["continual"]["further"]["osf"] = {"replicates": 1, "arms": ["S1-2of4"], "methods": ["osf"]}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="would fill the zeros of \\['S1-2of4'\\]"):
+        load_study(path)
+
+
+def test_a_control_takes_the_learning_rate_of_its_method_and_a_repeat_is_no_order_of_its_own(settings):
+    study = load_study("smoke")
+    assert "activation-mask" in study.swept() and "activation-mask-random" not in study.swept()
+    assert study.continual.all_orders()["repeat"] == study.continual.orders["main"]
+    assert "repeat" not in study.continual.orders_named(("williams",))
 
 
 def test_top_k_of_no_neuron_and_of_all(tmp_path, settings):
