@@ -41,7 +41,9 @@ def learning_rates() -> pd.DataFrame:
     for arm, method in _streams():
         for rate in (1e-3, 2e-3):
             keys = {"arm": arm, "method": method, "learning_rate": rate, "domain": "code", "kind": "all"}
-            rows.append({**keys, "own": 0.5, "final": 0.4, "nll_own": 1.0, "nll_final": 1.2, "chosen": rate == (2e-3 if method == "lora" else 1e-3)})
+            rows.append(
+                {**keys, "own": 0.5, "final": 0.4, "nll_own": 1.0, "nll_final": 1.2, "chosen": rate == (2e-3 if method == "lora" else 1e-3)}
+            )
     return pd.DataFrame(rows)
 
 

@@ -1,4 +1,4 @@
-"""The trend over widths and its verdict a second time, from overlap.csv and gradients.csv alone: loops over cells, the library's regression.
+"""The trend over widths and its verdict a second time, from overlap.csv and gradients.csv: loops over cells and a library's regression.
 
 For `test_recomputation`. Nothing here imports `sparsecl`; rules are those of the registration of H4.
 """

@@ -41,12 +41,12 @@ from recomputation_printed import Cell, Number, measures, statements_of
 from recomputation_robustness import crossovers, frontier_table, frontiers, orders, orders_table
 from recomputation_statistics import difference
 
-from sparsecl.number_formats import count, nats, p_value, points, rate
+from sparsecl.number_formats import count, nats, p_value, points, rate, thousandths
 from sparsecl.preregistration import Preregistration
 
 PAPER = "builtin-full"
 FORMS = {
-    "points": points, "nats": nats, "count": count, "p_value": p_value, "rate": rate,
+    "points": points, "nats": nats, "count": count, "p_value": p_value, "rate": rate, "thousandths": thousandths,
     "tenths": lambda value, _: f"{value:.1f}", "bare_p": lambda value, _: p_value(value).replace("= ", ""),
 }  # fmt: skip
 # Printed, but not derived from a table: why, and what.

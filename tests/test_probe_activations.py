@@ -1,13 +1,20 @@
 """Activation profiles: the pass over lines, and every statistic against a computation by hand on a real architecture."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from sparsecl.items import GENERAL
 from sparsecl.probing.activations import activation_profile, common_token_weights, down_projections, strongest_last
+from sparsecl.probing.overlap import OVERLAP_COLUMNS, SELECTIONS
 from sparsecl.probing.passes import watching
+from sparsecl.probing.probed_rows import overlap_of_arm
 from sparsecl.probing.top_sets import top_neurons
+from sparsecl.settings import Probe
 
 BOS = 1
 
@@ -217,3 +224,24 @@ def test_weighted_domains_have_the_same_words_and_their_own_size():
 def test_domains_without_a_common_word_have_no_weight():
     weights = common_token_weights({"a": [[BOS, 2, 3]], "b": [[BOS, 4, 5]]}, [BOS])
     assert not any(weight.any() for weight in weights.values())
+
+
+# An arm of a study
+
+
+def test_an_arm_gets_a_row_for_each_selection_and_fraction_and_arms_share_their_draws(model):
+    generator = np.random.default_rng(0)
+    rows = {name: [[BOS, *generator.integers(2, 50, 12).tolist()] for _ in range(8)] for name in ("code", "law", GENERAL)}
+    probe = Probe(top_fraction=0.1, top_fractions=(0.25,), selections=SELECTIONS, items=8, permutations=9)
+    experiment = SimpleNamespace(
+        study=SimpleNamespace(probe=probe, scoring_batch=4), replicate=2, generator=lambda stream: np.random.default_rng(len(stream))
+    )
+    base = SimpleNamespace(tokenizer=SimpleNamespace(all_special_ids=[BOS]))
+    first, second = (
+        overlap_of_arm(experiment, base, SimpleNamespace(model=model, arm=SimpleNamespace(name=name)), rows) for name in ("D0", "D1")
+    )
+    assert set(first.columns) == {*OVERLAP_COLUMNS, "arm", "seed"}
+    assert len(first) == 3 * len(SELECTIONS) * 2  # layers, for one pair of domains
+    assert first.notna().all(axis=None)
+    assert (first["arm"] == "D0").all() and (first["seed"] == 2).all()
+    pd.testing.assert_frame_equal(first.drop(columns="arm"), second.drop(columns="arm"))

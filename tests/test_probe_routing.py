@@ -254,7 +254,7 @@ def test_what_cannot_be_compared_is_refused(model, mixture):
     with pytest.raises(ValueError, match="3 groups of documents; wanted 4, 6 and 4 or more"):
         table_of(few)
     enough = profiled(mixture, {"a": documents(LOW), "b": documents(LOW)})
-    for top_p in (0, 1):
+    for top_p in (0.0, 1.0):
         with pytest.raises(ValueError, match=f"top_p {top_p}: wanted"):
             routing_table(enough, enough["a"], top_p, 9, np.random.default_rng(0))
     with pytest.raises(ValueError, match="general text apart"):

@@ -15,6 +15,7 @@ from sparsecl.paper_values import part_values, registered_keys
 from sparsecl.publication import PAPER, PaperError, build_paper, values_tex, write_part
 from sparsecl.study_files import load_study
 
+PARTS = ("main", "realtext", "implicit", "moe")
 SECTIONS = sorted((PAPER / "sections").glob("*.tex"))
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SECTIONS)
 # Commands whose argument is the front of several keys.
@@ -69,7 +70,7 @@ def test_keys_are_unique_and_begin_with_their_part():
 
 
 def test_every_key_of_the_text_is_registered():
-    known = set(registered_keys("main")) | set(registered_keys("realtext"))
+    known = {key for part in PARTS for key in registered_keys(part)}
     assert keys_in(TEXT) - known == set()
     assert len(keys_in(TEXT)) > 60
 
@@ -252,8 +253,8 @@ def test_no_result_is_typed_in_the_text():
     one, two = "(?:val|ci|paperfigure|papertable|studyof|ref|label|texttt|cite[tp]?)", "(?:ifvalue|ifverdict|setlength)"
     allowed = [
         r"(?<!\\)%.*", rf"\\{one}{{[^}}]*}}", rf"\\{two}{{[^}}]*}}(?:{{[\w.]*}})?", r"\d:\d", r"9[05]\\,\\%", r"\$[^$]*\$",
-        r"\\begin{(align|equation)}.*?\\end{\1}", r"MBPP|GSM8K|CLINC150|WikiText-2|Qwen3",
-        r"\bH\d\b", r"[Bb]lock \d+", r"\d+(?:\.\d+)?(?:pt|ex|in|\\linewidth)",
+        r"\\begin{(align|equation)}.*?\\end{\1}", r"MBPP|GSM8K|CLINC150|WikiText-2|Qwen3(?:\.5)?",
+        r"\bH\d[AB]?\b", r"[Bb]lock \d+", r"\d+(?:\.\d+)?(?:pt|ex|in|\\linewidth)",
     ]  # fmt: skip
     for path in SECTIONS:
         text = path.read_text(encoding="utf-8")
@@ -268,6 +269,13 @@ def test_every_verdict_has_its_words_wherever_one_has():
         assert letters in (set(), {"A", "B", "C", "undecided", "none"}), path.name
 
 
+@pytest.mark.parametrize("hypothesis", ["H4", "H5A", "H5B"])
+def test_every_outcome_of_the_second_question_has_its_words(hypothesis):
+    for path in SECTIONS:
+        letters = set(re.findall(rf"\\ifhypothesis{{implicit}}{{{hypothesis}}}{{(\w+)}}", path.read_text(encoding="utf-8")))
+        assert not letters or letters >= {"A", "B", "C", "undecided"}, path.name
+
+
 def test_every_citation_resolves_and_every_reference_is_cited():
     entries = re.findall(r"^@\w+{([^,]+),", (PAPER / "references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE)
     cited = {key.strip() for group in re.findall(r"\\cite[tp]?{([^}]+)}", TEXT) for key in group.split(",")}
@@ -277,6 +285,14 @@ def test_every_citation_resolves_and_every_reference_is_cited():
 def test_every_figure_of_the_text_is_known():
     figures = set(re.findall(r"\\paperfigure{\w+/(\w+)}", TEXT))
     assert figures <= {name for name in dir(publication.figures) if not name.startswith("_")}
+
+
+def test_every_table_of_the_text_is_written():
+    """Those of the second question; the others have tests of their own."""
+    from test_paper_implicit import TABLES
+
+    for part, names in TABLES.items():
+        assert set(re.findall(rf"\\papertable{{{part}/(\w+)}}", TEXT)) == names
 
 
 def small_paper(folder: Path, body: str) -> Path:
@@ -321,7 +337,7 @@ def test_the_paper_builds_from_tables_and_says_what_they_say(study, tables, verd
     monkeypatch.setattr(publication, "figures_of", lambda part: {"learning_rate_sweep"})  # the others cost seconds each
     registration = SimpleNamespace(margin=0.05, alpha=0.05, status="pilot")
     write_part(tmp_path, study, "main", tables, verdicts, registration)
-    pdf = build_paper(tmp_path, {"main": "smoke", "realtext": "realtext"})
+    pdf = build_paper(tmp_path, {"main": "smoke", "realtext": "realtext", "implicit": "builtin-implicit", "moe": "builtin-moe"})
     text = re.sub(r"\s+", " ", text_of(pdf)).replace("−", "-")
     assert "the question stays undecided" in text and "The registered rule reaches none of A, B and C" in text
     assert "the hypothesis does not hold" not in text

@@ -89,7 +89,7 @@ def analyse(statistics: StudyTables) -> Analysis:
 
 def draw_figures(statistics: StudyTables) -> dict[str, Figure]:
     """Every figure that the tables can fill, by name; drawn once, for the notebook and the paper."""
-    return part_figures(statistics.tables, statistics.registration.margin)
+    return part_figures(statistics.tables, statistics.registration.margin, study=statistics.study)
 
 
 def shown(figures: Mapping[str, Figure], name: str) -> Figure | str:

@@ -156,6 +156,8 @@ class Study(Settings):
     def _check_arm(self, arm: Arm) -> None:
         if not arm.topology:
             return
+        if self.model.experts:
+            raise ValueError(f"arms: {arm.name}: conversions of a base with experts are not counted yet; use dense arms for it")
         for layer, (rows, columns) in self.model.linear_shapes().items():
             try:
                 check_size(parse_topology(arm.topology), layer, rows, columns)

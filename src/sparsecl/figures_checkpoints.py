@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sparsecl.arms import Arm
+from sparsecl.arms import RUNG, Arm
 from sparsecl.comparisons import result_rows
 from sparsecl.figure_style import (
     CHECKPOINT_ARMS,
@@ -29,6 +29,7 @@ from sparsecl.figure_style import (
     styled,
 )
 from sparsecl.figures_matrices import heat_map
+from sparsecl.figures_probes import rows_of_main_fraction
 
 RECOVERY = re.compile(r"recovery/nll/(\d+)")
 
@@ -124,6 +125,7 @@ def layer_overlap(overlap: pd.DataFrame, selection: str | None = None) -> Figure
     rows = overlap[overlap["selection"] == selection]
     if rows.empty:
         raise NothingToDraw(f"overlap: selection {selection!r} is not there, only {known}")
+    rows = rows_of_main_fraction(rows[~rows["arm"].str.startswith(f"{RUNG}-")])  # the ladder has a figure of its own
     arms = streamed_arms_in(rows, "overlap")
     pairs = list(rows[["domain_a", "domain_b"]].drop_duplicates().itertuples(index=False, name=None))
     layers = {f"layer {_layer_number(layer)}": rows[rows["layer"] == layer] for layer in sorted(rows["layer"].unique(), key=_layer_number)}

@@ -26,6 +26,7 @@ from sparsecl.figures_probes import (
     rows_of_arm,
     rows_of_main_fraction,
     shown_layers,
+    singles_style,
     without_label,
 )
 
@@ -83,7 +84,7 @@ def _draw_pairs(axes: Axes, rows: pd.DataFrame, domains: list[str], slant: float
 def overlap_by_fraction(overlap: pd.DataFrame, arm: str | None = None) -> Figure:
     """Overlap (IoU) against the share of neurons that counts as active, a column a selection and a row a layer.
 
-    The mean over pairs with its t interval over replicates, between chance, permuted labels and split halves; the control on
+    Pairs are faint, their mean stands with its t interval over replicates, between chance, permuted labels and split halves; the control on
     the same tokens stands, hollow, beside the selection it belongs to. Raises NothingToDraw for a single fraction.
     """
     rows = rows_of_arm(overlap, "overlap", arm)
@@ -121,6 +122,8 @@ def _draw_fractions(axes: Axes, rows: pd.DataFrame, hollow: bool = False) -> Non
     axes.errorbar(band["top_fraction"], band["mean"], yerr=bars, capsize=2, zorder=4, **style)
     if hollow:
         return  # the control's own references would hide those of what it controls
+    of_pairs = rows.groupby(["top_fraction", *PAIR], as_index=False)["value"].mean()
+    axes.plot(of_pairs["top_fraction"] / 1.12, of_pairs["value"], **singles_style(VALUE))
     levels = of_replicates.groupby("top_fraction")[list(LEVELS)].mean()
     for column in LEVELS:
         axes.plot(levels.index, levels[column], linewidth=1, zorder=2, **without_label(LEVELS[column]))

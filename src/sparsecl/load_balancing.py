@@ -1,7 +1,7 @@
 """The load-balancing loss of a base with routed experts (paper, section Models).
 
-Without it a small router soon sends every token to the same few experts, and the others are never trained. It is part of
-the pretraining of the base alone: recovery and every stage of a stream train without it, as transformers does by default.
+Nothing else keeps a router from sending most tokens to a few experts, and an expert without tokens is never trained. It is part
+of the pretraining of the base alone: recovery and every stage of a stream train without it, as transformers does by default.
 """
 
 from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ METHODS = {
         MethodName("lora", "LoRA", "#332288"),
         MethodName("replay", "replay", "#117733"),
         MethodName("ewc", "EWC", "#AA4499"),
-        MethodName("activation-mask", "activation mask", "#DDCC77"),
+        MethodName("activation-mask", "activation mask", "#C99700"),
         MethodName("activation-mask-random", "random mask", "#999933"),
         MethodName("activation-mask-branch", "activation-mask branch", "#CC6677"),
         MethodName("orthogonal-lora", "orthogonal LoRA", "#88CCEE"),

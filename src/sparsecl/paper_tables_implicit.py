@@ -14,7 +14,7 @@ from sparsecl.figures_probes import MODULES as MODULE_LABELS
 from sparsecl.figures_probes import SELECTIONS as SELECTION_LABELS
 from sparsecl.latex_tables import difference_cell, interval_cell, mean_cell, tabular
 from sparsecl.methods import FULL, METHODS
-from sparsecl.number_formats import count, interval, nats, points
+from sparsecl.number_formats import interval, nats, points
 from sparsecl.paper_arms import REFERENCE
 from sparsecl.paper_samples import difference
 from sparsecl.paper_tables_routing import routing_table
@@ -24,7 +24,6 @@ from sparsecl.paper_values_implicit import IMPLICIT
 from sparsecl.paper_values_probes import (
     ANGLE,
     LEVELS,
-    MODULES,
     PROBED_ARMS,
     SELECTIONS,
     SHARED,
@@ -91,7 +90,7 @@ def gradients_table(gradients: pd.DataFrame | None) -> str | None:
 
 
 def _level_row(arm: str, name: str, layer: int, rows: pd.DataFrame, form) -> list[str | None]:
-    """One arm, selection or module, and layer: means over pairs and replicates, and the share of cells that differ from exchanged labels."""
+    """One arm, selection or module, and layer: means over pairs and replicates, and how many of these differ from exchanged labels."""
     levels = [form(value) for value in (mean_levels(rows)[level] for level in LEVELS)]
     differing = f"{int((rows['p_label'] <= 0.05).sum())} of {len(rows)}"
     return [parse_arm(arm).label, name, str(layer), *levels, interval_cell(mean_share(rows), points), differing]
@@ -156,7 +155,9 @@ def equal_own_table(part: str, study: Study, metrics: pd.DataFrame | None) -> st
 def _equal_own_row(method: str, other: str, fronts: Mapping, samples: Mapping) -> list[str | None]:
     forgotten, final = (fronts[method, other, outcome] for outcome in ("forgetting", "final"))
     equal_steps = samples["forgetting"].paired(*(run_name(REFERENCE, name) for name in (method, other)))
-    cells = [difference_cell(found, points) for found in (equal_steps, *(difference(f.replicates["difference"]) for f in (forgotten, final)))]
+    cells = [
+        difference_cell(found, points) for found in (equal_steps, *(difference(f.replicates["difference"]) for f in (forgotten, final)))
+    ]
     n, total = len(forgotten.replicates), len(forgotten.replicates) + len(forgotten.absent)
     reach = f"{points(forgotten.replicates['low'].mean())}--{points(forgotten.replicates['high'].mean())}" if n else None
     return [METHODS[method].label, *cells, reach, f"{n} of {total}"]

@@ -24,7 +24,19 @@ def routing_table(routing: pd.DataFrame | None) -> str | None:
         lines = [_row(method, found) for method, found in here if len(found)]
         rows += [[str(layer) if number == 0 else "", *line] for number, line in enumerate(lines)]
     above = r" & & \multicolumn{4}{c}{divergence of two domains} & same & top-$p$ & co- & special- & shared"
-    below = ["layer", "state", r"value, 95\,\% interval", "labels", "halves", "beyond", "tokens", "Jaccard", "activation", "isation", "gate"]
+    below = [
+        "layer",
+        "state",
+        r"value, 95\,\% interval",
+        "labels",
+        "halves",
+        "beyond",
+        "tokens",
+        "Jaccard",
+        "activation",
+        "isation",
+        "gate",
+    ]
     heading = f"{above} \\\\ \\cmidrule(lr){{3-6}}\n{' & '.join(below)} \\\\"
     return tabular("@{}llccccccccc@{}", heading, rows) if rows else None
 

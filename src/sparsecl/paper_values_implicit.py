@@ -94,7 +94,10 @@ def _method_facts(study: Study) -> dict[str, str | None]:
 def _model_facts(study: Study) -> dict[str, str | None]:
     model, facts = study.model, {}
     if study.ladder:
-        facts |= {"ladder_widths": ", ".join(map(count, sorted(study.widths().values()))), "ladder_replicates": count(study.ladder.replicates)}
+        facts |= {
+            "ladder_widths": ", ".join(map(count, sorted(study.widths().values()))),
+            "ladder_replicates": count(study.ladder.replicates),
+        }
     if getattr(model, "experts", None):
         facts |= {name: count(getattr(model, name)) for name in ("experts", "experts_per_token")}
     return facts

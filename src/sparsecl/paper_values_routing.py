@@ -92,8 +92,6 @@ def _changes(rows: pd.DataFrame, others: pd.DataFrame, prefix: str) -> dict[str,
     """How a state differs from another of the same replicates, mean over layers and pairs or domains."""
     values = {}
     for measure in (*PAIRED, *ALONE):
-        ours, theirs = (
-            table[table["measure"] == PAIRED.get(measure, measure)].groupby("seed")["value"].mean() for table in (rows, others)
-        )
+        ours, theirs = (table[table["measure"] == PAIRED.get(measure, measure)].groupby("seed")["value"].mean() for table in (rows, others))
         values |= formatted(difference((ours - theirs).dropna()), nats, f"{prefix}/{measure}", signed=True)
     return values

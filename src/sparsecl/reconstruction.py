@@ -44,8 +44,8 @@ def layer_inputs(dense: nn.Module, converted: Mapping[str, nn.Module], rows: Seq
     errors = {name: dict.fromkeys(converted, 0.0) for name in linears}
     outputs, squares = dict.fromkeys(linears, 0.0), dict.fromkeys(linears, 0.0)
 
-    def observe(name: str, inputs: Float[Tensor, "batch tokens inputs"], output: Float[Tensor, "batch tokens outputs"]) -> None:
-        squares[name] = squares[name] + inputs.square().sum((0, 1))
+    def observe(name: str, inputs: Float[Tensor, "*tokens inputs"], output: Float[Tensor, "*tokens outputs"]) -> None:
+        squares[name] = squares[name] + inputs.flatten(0, -2).square().sum(0)  # a shared expert's tokens come in one row
         outputs[name] += float(output.square().sum())
         for key, change in changes[name].items():
             errors[name][key] += float((inputs @ change.T).square().sum())

@@ -22,6 +22,12 @@ def checkpoint_metrics(rows: list[dict]) -> pd.DataFrame:
     return frame.pivot_table(index="arm", columns="metric", values="value", sort=False)
 
 
+def conversion_costs_view(costs: dict[str, list[dict]]) -> pd.DataFrame:
+    """Tokens, FLOPs and measured seconds of every conversion; no row where nothing was converted."""
+    seconds = [row["wall_s"] for row in costs["timings"]]
+    return pd.DataFrame(costs["cost"], columns=["arm", "tokens", "flops_dense"]).assign(wall_s=seconds).set_index("arm")
+
+
 def main_streams(tables: dict[str, list[dict]], stage_steps: int) -> dict[str, pd.DataFrame]:
     """Accuracy and curves of the main protocol, of one replicate; `stage_steps` is the study's own stage length."""
     frames = {name: pd.DataFrame(tables[name]) for name in ("accuracy", "curves")}

@@ -166,11 +166,11 @@ def strongest_last(values: Float[Tensor, "tokens neurons"], counts: Sequence[int
     if values.device.type != "cpu":
         return values.topk(counts[0], dim=1).indices.flip(1)
     # NumPy's partition is vectorised: four times as fast as topk of PyTorch on a CPU, and fastest at one place a time.
-    found = np.argpartition(values.numpy(), -counts[0], axis=1)[:, -counts[0] :]
+    found = torch.from_numpy(np.argpartition(values.numpy(), -counts[0], axis=1)[:, -counts[0] :])
     if len(counts) > 1:
-        inner = np.take_along_axis(values.numpy(), found, axis=1)
-        found = np.take_along_axis(found, np.argpartition(inner, [-k for k in counts[1:]], axis=1), axis=1)
-    return torch.from_numpy(found)
+        inner = np.argpartition(values.gather(1, found).numpy(), [-k for k in counts[1:]], axis=1)
+        found = found.gather(1, torch.from_numpy(inner))
+    return found
 
 
 def common_token_weights(

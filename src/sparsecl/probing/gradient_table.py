@@ -30,7 +30,7 @@ MEASURES = ("cosine", "top_support", "subspace", "largest_angle")
 FEWEST_BATCHES = 4  # two in each half
 # Of the halves a1, a2, b1, b2: the four pairs of different labels, then the two of one label.
 _FIRST, _SECOND = [0, 0, 1, 1, 0, 2], [2, 3, 2, 3, 1, 3]
-_CHUNK = 1 << 22  # numbers held at once while nulls are drawn
+_CHUNK = 1 << 19  # numbers held at once while nulls are drawn: they stay in the cache
 
 Compared = Float64[Tensor, "draws splits 6"]
 

@@ -164,9 +164,7 @@ class Halves:
         labels[0] = np.arange(both)
         # Every split shuffles the groups that share a label, then cuts them in the middle.
         sides = [np.tile(side[:, None], (1, splits, 1)) for side in np.split(labels, [first], axis=1)]
-        return [
-            half for side in sides for half in torch.from_numpy(generator.permuted(side, axis=2)).split(side.shape[2] // 2, dim=2)[:2]
-        ]
+        return [half for side in sides for half in torch.from_numpy(generator.permuted(side, axis=2)).split(side.shape[2] // 2, dim=2)[:2]]
 
 
 def _key(present: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:

@@ -76,9 +76,7 @@ def run_pass(
             model(input_ids=batch.ids, attention_mask=batch.attended.long(), use_cache=False, logits_to_keep=1)
 
 
-def batches_of(
-    rows: Sequence[Sequence[int]], batch_size: int, device: torch.device, excluded_tokens: Collection[int]
-) -> Iterator[Batch]:
+def batches_of(rows: Sequence[Sequence[int]], batch_size: int, device: torch.device, excluded_tokens: Collection[int]) -> Iterator[Batch]:
     """The batches of a pass, one at a time; rows of like length share one, so that there is little padding. Raises as `check_rows`."""
     check_rows(rows, batch_size, excluded_tokens)
     excluded = torch.tensor(sorted(excluded_tokens), dtype=torch.long, device=device)
@@ -101,9 +99,7 @@ def check_rows(rows: Sequence[Sequence[int]], batch_size: int, excluded_tokens: 
             raise ValueError(f"row {document} has {len(row)} tokens and none that counts beside {sorted(excluded)}; leave the row out")
 
 
-def padded(
-    rows: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Int[Tensor, "batch positions"], Bool[Tensor, "batch positions"]]:
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "batch positions"], Bool[Tensor, "batch positions"]]:
     """Right-padded ids, and which positions are real; a causal model never looks at what stands to the right."""
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
