@@ -95,7 +95,10 @@ def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settin
     path.write_text(yaml.safe_dump({**settings, "comparison": None, "ladder": None}))
     assert load_study(path).arms_of(0) == always
     assert study.widths() == {"D0": 64, "Dw-32": 32, "Dw-48": 48}
-    for replicates, shapes, match in [(4, settings["ladder"]["shapes"], "4 of 3 replicates"), (2, {"64": settings["ladder"]["shapes"]["32"]}, "32")]:
+    for replicates, shapes, match in [
+        (4, settings["ladder"]["shapes"], "4 of 3 replicates"),
+        (2, {"64": settings["ladder"]["shapes"]["32"]}, "32"),
+    ]:
         path.write_text(yaml.safe_dump({**settings, "ladder": {"replicates": replicates, "shapes": shapes}}))
         with pytest.raises(ValueError, match=match):
             load_study(path)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
+from sparsecl.probe_normalisation import normalised_overlap
 from sparsecl.probing.activations import ActivationProfile, GroupMeans, activation_profile, common_token_weights
-from sparsecl.probing.overlap import OVERLAP_COLUMNS, SAME_TOKENS, SELECTIONS, contrast_scores, normalised_overlap, overlap_table
+from sparsecl.probing.overlap import OVERLAP_COLUMNS, SAME_TOKENS, SELECTIONS, contrast_scores, overlap_table
 from sparsecl.probing.top_sets import chance_iou, iou, top_count, top_neurons
 
 

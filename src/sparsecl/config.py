@@ -147,9 +147,9 @@ class Study(Settings):
         if absent := set(streams.arms) - set(_with_starts((*self.arms, *compared))):
             made = f"made in {streams.replicates} replicates"
             raise ValueError(f"{where}.arms: {sorted(absent)} are not {made}; add them to arms or comparison")
-        if dense_only := set(streams.methods) & set(DENSE_ONLY):
-            if sparse := [name for name in streams.arms if self.arm(name).is_sparse]:
-                raise ValueError(f"{where}: {sorted(dense_only)} would fill the zeros of {sparse}; run them on dense arms alone")
+        dense_only, sparse = sorted(set(streams.methods) & set(DENSE_ONLY)), [name for name in streams.arms if self.arm(name).is_sparse]
+        if dense_only and sparse:
+            raise ValueError(f"{where}: {dense_only} would fill the zeros of {sparse}; run them on dense arms alone")
         if set(streams.stage_steps) - {self.continual.stage_steps} and streams.replicates == self.replicates:
             raise ValueError(f"{where}.replicates: other stage lengths need fewer replicates than the study's {self.replicates}; lower it")
 

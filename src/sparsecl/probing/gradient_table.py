@@ -52,7 +52,7 @@ def gradient_table(
     to what a measured number can resolve: there 1 / parameters becomes 1 / parameters + 1 / dimension. `null_label` is the mean
     over `permutations` random exchanges of the batches' labels, `p_label` the one-sided p that the domains are no further
     apart than that, (1 + draws at least as far apart) / (1 + draws) (Phipson and Smyth 2010). `ceiling` compares the
-    two halves of one domain: mean over splits and the two domains, for the cosine their geometric mean (`attenuation`), absent
+    two halves of one domain: mean over splits and the two domains, for the cosine their geometric mean, absent
     where halves disagree in sign. `effective_dimension` is described at `effective_dimension`, harmonic mean of the two.
     Absent numbers are NaN: all where a domain's gradient is zero. ValueError where the statistics or numbers cannot be used.
     """

@@ -27,19 +27,7 @@ OVERLAP_COLUMNS = (
 FEWEST_GROUPS = 4  # two in each half
 _CHUNK = 1 << 22  # numbers held at once while nulls are drawn
 
-Numbers = float | np.ndarray | pd.Series
 Pair = tuple[GroupMeans, GroupMeans]
-
-
-def normalised_overlap(value: Numbers, null: Numbers, ceiling: Numbers, smallest_range: float = 0.05) -> np.ndarray | np.float64:
-    """(value - null) / (ceiling - null): 0 is chance, 1 is what a domain shares with itself.
-
-    Takes numbers or columns. NaN where the ceiling is less than `smallest_range` above the null: such a
-    domain's own set is not stable, and the ratio would be noise.
-    """
-    value, null, ceiling = (np.asarray(column, dtype=float) for column in (value, null, ceiling))
-    usable = ceiling - null >= smallest_range
-    return np.where(usable, (value - null) / np.where(usable, ceiling - null, 1.0), np.nan)[()]
 
 
 def overlap_table(
