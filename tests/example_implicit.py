@@ -59,10 +59,25 @@ def masks_on_sparse(generator: np.random.Generator, masks: pd.DataFrame) -> pd.D
     return rows.assign(arm="S1-2of4", value=rows["value"] + 0.05 + generator.normal(0, 0.01, len(rows)))
 
 
+def with_gaps(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """In single replicates a domain whose halves do not agree, a gradient that is not measured, and a pair without numbers."""
+    overlap, gradients = tables["overlap"].copy(), tables["gradients"].copy()
+    pair = {name: (table["layer"] == 1) & (table["domain_a"] == "code") & (table["domain_b"] == "math") for name, table in tables.items()
+            if name in ("overlap", "gradients")}  # fmt: skip
+    unstable = pair["overlap"] & (overlap["arm"] == "D0") & (overlap["seed"] == 1)
+    overlap.loc[unstable, "ceiling"] = overlap.loc[unstable, "null"] + 0.03
+    absent = pair["overlap"] & (overlap["arm"] == "S1-2of4") & (overlap["selection"] == "frequency") & (overlap["seed"] == 2)
+    overlap.loc[absent, ["value", "null_label", "p_label", "ceiling"]] = np.nan
+    weak = pair["gradients"] & (gradients["arm"] == "D1") & (gradients["measure"] == "cosine") & (gradients["seed"] == 3)
+    gradients.loc[weak, "ceiling"] = 0.05
+    assert unstable.sum() and absent.sum() and weak.sum()
+    return tables | {"overlap": overlap, "gradients": gradients}
+
+
 @cache
 def _tables() -> dict[str, pd.DataFrame]:
     generator = np.random.default_rng(7)
-    tables = example_probes(REPLICATES)
+    tables = with_gaps(example_probes(REPLICATES))
     tables["metrics"] = pd.concat([tables["metrics"], general_retention(tables["metrics"], generator)], ignore_index=True)
     tables["update_masks"] = pd.concat([tables["update_masks"], masks_on_sparse(generator, tables["update_masks"])], ignore_index=True)
     tables |= costs(generator) | {"learning_rate": learning_rates()}

@@ -160,6 +160,7 @@ def drift(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
     for arm, method, steps in streams():
         moved = planted_stream(arm, method, steps)[2]
         measures = {"displacement": 1.0, "cka_distance": 0.5, "cka_distance_without_top": 0.8, "largest_angle": 1.5, "grassmann": 2.0}
+        floors = {"largest_angle": 0.045, "grassmann": 0.06}  # of subspaces alone
         for seed in seeds_of(steps, replicates):
             run = {"arm": arm, "method": method, "order": "main", "stage_steps": steps, "seed": seed}
             for stage, domain in enumerate(DOMAINS, start=1):
@@ -167,7 +168,7 @@ def drift(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
                     for measure, factor in measures.items():
                         value = factor * (moved * (0.8 + 0.2 * layer) * (stage / len(DOMAINS)) ** 0.5 + generator.normal(0, 0.008))
                         keys = {"stage": stage, "stage_domain": domain, "layer": layer, "measure": measure}
-                        rows.append({**run, **keys, "value": value, "null": 0.15 * factor, "floor": 0.03 * factor})
+                        rows.append({**run, **keys, "value": value, "null": 0.15 * factor, "floor": floors.get(measure)})
     return tidy("drift", rows)
 
 

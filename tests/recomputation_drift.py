@@ -19,6 +19,7 @@ DRIFTS = {
     "displacement": "nats", "cka_distance": "thousandths", "cka_distance_without_top": "thousandths", "largest_angle": "nats",
     "grassmann": "nats",
 }  # fmt: skip
+ANGLES = ("largest_angle", "grassmann")  # they alone have a floor
 RATIOS = ("displacement", "largest_angle", "grassmann")
 
 
@@ -45,7 +46,7 @@ def drift_numbers(part: str, tables: Mapping[str, pd.DataFrame]) -> Numbers:
         form = DRIFTS[measure]
         found |= mean_numbers(f"drift/{method}/{arm}/{measure}", by_replicate((row.seed, row.value) for row in of), form)
         if method == "full":
-            for name in ("null", "floor"):
+            for name in ("null", "floor") if measure in ANGLES else ("null",):
                 values = [number(getattr(row, name)) for row in of if getattr(row, name) != ""]
                 found |= {f"drift/{arm}/{measure}/{name}": Number(fmean(values), form)} if values else {}
     if part != "implicit":

@@ -35,7 +35,7 @@ from recomputation_routing import routing, routing_table
 from recomputation_runs import LABELS, costs, equal_own_table, frontier_numbers, methods_table, rates, scores
 from recomputation_scale import deciding as rungs
 from recomputation_scale import is_scale, scale_letter, slopes
-from recomputation_statistics import at_equal_own, difference, single, values_of, verdicts
+from recomputation_statistics import at_equal_own, difference, holm, single, values_of, verdicts
 from scipy import stats
 
 MEASURE_LABELS = {
@@ -107,9 +107,20 @@ def verdict_numbers(tables: Mapping[str, pd.DataFrame], registration: Mapping) -
     for name, hypothesis in registration["hypotheses"].items():
         letter = scale_letter(tables["overlap"], tables["gradients"], hypothesis) if is_scale(hypothesis) else letters[name]
         found[f"verdict/{name}/letter"] = letter
-        if letter == "undecided":
+        if letter == "undecided" and (not is_scale(hypothesis) or for_noise(tables, hypothesis)):
             found[f"verdict/{name}/planned_replicates"] = Number(planned(tables, hypothesis), "count")
     return found
+
+
+def for_noise(tables: Mapping[str, pd.DataFrame], hypothesis: Mapping) -> bool:
+    """Whether as many replicates as registered leave a slope without a direction that is also not shown to be within the margin."""
+    means = rungs(tables["overlap"], tables["gradients"], hypothesis)
+    trends = [single(slopes(of, hypothesis["ladder"])) for of in means.values()]
+    margins = [hypothesis[name]["margin"] for name in ("activation", "gradient")]
+    known = []
+    for trend, margin, corrected in zip(trends, margins, holm([trend.p for trend in trends]), strict=True):
+        known.append(min(trend.p if trend.estimate < 0 else corrected, trend.p_equivalence(margin)) < 0.05)
+    return {trend.n for trend in trends} == {hypothesis["replicates"]} and not all(known)
 
 
 def planned(tables: Mapping[str, pd.DataFrame], hypothesis: Mapping) -> int:
@@ -185,7 +196,7 @@ def scale_table(tables: Mapping[str, pd.DataFrame], hypothesis: Mapping) -> list
     for metric, label in labels.items():
         raw = metric.endswith("e_cosine") or metric.startswith("trivial")
         means = [keys[f"scale/{metric}/{width}/estimate"] for width in ("32", "64", "128", "256")]
-        cells = [Cell("{}", (n._replace(form="thousandths" if raw else "points"),)) for n in means]
+        cells = [Cell("{}", (n,)) for n in means]
         ends = tuple(
             keys[f"scale/{metric}/slope/{name}"] for name in ("estimate", "ci_low", "ci_high") if f"scale/{metric}/slope/{name}" in keys
         )

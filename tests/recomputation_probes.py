@@ -88,22 +88,36 @@ def mean_numbers(prefix: str, values: list[float], form: str) -> Numbers:
     return found | ({f"{prefix}/n": Number(len(values), "count")} if values else {})
 
 
+def in_all(quantities: Iterable[tuple[str, tuple, float]]) -> dict[tuple, dict[str, float]]:
+    """Cell -> replicate -> quantity, of the cells that have one in every replicate that has any; from (replicate, cell, quantity)."""
+    found: dict[tuple, dict[str, float]] = {}
+    for seed, cell, value in quantities:
+        if math.isfinite(value):
+            found.setdefault(cell, {})[seed] = value
+    seeds = {seed for of in found.values() for seed in of}
+    return {cell: of for cell, of in found.items() if set(of) == seeds}
+
+
 def shares(cells: Iterable[Measured]) -> list[float]:
-    return by_replicate((cell.seed, cell.share) for cell in cells)
+    used = in_all((cell.seed, cell.cell, cell.share) for cell in cells)
+    return by_replicate((seed, share) for of in used.values() for seed, share in of.items())
 
 
 def apart(ours: Iterable[Measured], theirs: Iterable[Measured]) -> list[float]:
-    """Differences of shares over cells that a replicate has in both, mean by replicate."""
+    """Differences of shares over the cells that have both in every replicate, mean by replicate."""
     other = {(cell.seed, cell.cell): cell.share for cell in theirs}
-    return by_replicate((cell.seed, cell.share - other.get((cell.seed, cell.cell), math.nan)) for cell in ours)
+    used = in_all((cell.seed, cell.cell, cell.share - other.get((cell.seed, cell.cell), math.nan)) for cell in ours)
+    return by_replicate((seed, share) for of in used.values() for seed, share in of.items())
 
 
-def in_every_replicate(cells: Iterable[Measured], holds: Callable[[Mapping[str, float]], bool]) -> tuple[int, int]:
-    """Cells, and those in which something holds in every replicate."""
-    found: dict[tuple, list[bool]] = {}
+def in_every_replicate(cells: Iterable[Measured], holds: Callable[[Mapping[str, float]], bool], needed: Iterable[str]) -> tuple[int, int]:
+    """Cells that have the `needed` levels in every replicate, and those of them in which something holds in every replicate."""
+    found: dict[tuple, list[bool | None]] = {}
     for cell in cells:
-        found.setdefault(cell.cell, []).append(holds(cell.levels))
-    return len(found), sum(map(all, found.values()))
+        known = all(math.isfinite(cell.levels[name]) for name in needed)
+        found.setdefault(cell.cell, []).append(holds(cell.levels) if known else None)
+    known = [of for of in found.values() if None not in of]
+    return len(known), sum(map(all, known))
 
 
 def of_arm(prefix: str, cells: list[Measured], form: str) -> Numbers:
@@ -111,9 +125,12 @@ def of_arm(prefix: str, cells: list[Measured], form: str) -> Numbers:
     for name in LEVELS:
         values = finite(cell.levels[name] for cell in cells)
         found |= {f"{prefix}/{name}": Number(fmean(values), form)} if values else {}
-    count, above = in_every_replicate(cells, lambda levels: levels["value"] > levels["null"])
-    _, below = in_every_replicate(cells, lambda levels: levels["value"] < levels["null_label"])
+    needed = ("value", "null", "null_label")
+    count, above = in_every_replicate(cells, lambda levels: levels["value"] > levels["null"], needed)
+    _, below = in_every_replicate(cells, lambda levels: levels["value"] < levels["null_label"], needed)
     counts = {"cells": count, "above_chance": above, "below_label_null": below}
+    used = (len(in_all((cell.seed, cell.cell, cell.share) for cell in cells)), len({cell.cell for cell in cells}))
+    found[f"{prefix}/cells_used"] = Cell("{} of {}", tuple(Number(value, "count") for value in used))
     return found | {f"{prefix}/{name}": Number(value, "count") for name, value in counts.items()}
 
 
@@ -161,7 +178,7 @@ def scale(tables: Mapping[str, pd.DataFrame], hypothesis: Mapping) -> Numbers:
         varies = name == "absolute_cosine"
         for arm, width in WIDTHS.items():
             here = single([rung[arm] for rung in rungs.values()])
-            found |= _estimate(f"scale/{name}/{width}", here, "points", False, varies)
+            found |= _estimate(f"scale/{name}/{width}", here, "thousandths", False, varies)
         powers = {seed: {arm: math.log2(value) for arm, value in rung.items()} for seed, rung in rungs.items()}
         found |= _estimate(f"scale/{name}/slope", single(slopes(powers, ladder)), "nats", True, varies)
     return found | against_labels(tables, hypothesis)
@@ -223,9 +240,10 @@ def share_cell(values: list[float]) -> Cell | str:
 
 def level_row(arm: str, name: str, layer: int, cells: list[Measured], form: str) -> Row:
     means = [finite(cell.levels[level] for cell in cells) for level in LEVELS]
-    differing = sum(cell.p_label <= 0.05 for cell in cells)
+    tested = finite(cell.p_label for cell in cells)
+    differing = sum(p <= 0.05 for p in tested)
     levels = [number_cell(fmean(values), form) if values else DASH for values in means]
-    return [arm_label(arm), name, str(layer), *levels, share_cell(shares(cells)), f"{differing} of {len(cells)}"]
+    return [arm_label(arm), name, str(layer), *levels, share_cell(shares(cells)), f"{differing} of {len(tested)}"]
 
 
 def overlap_table(table: pd.DataFrame, top_fraction: float) -> list[Row]:

@@ -13,6 +13,7 @@ from recomputation_probes import Measured, by_replicate, in_every_replicate, mea
 from recomputation_runs import LABELS, METHODS
 
 PAIRS = {"jsd": "jsd", "same-tokens": "jsd/same-tokens", "top_p_jaccard": "top_p_jaccard", "coactivation": "coactivation"}
+NEEDED = ("value", "null_label")  # of a cell that is counted
 ALONE = ("specialisation_max", "load_maxvio", "entropy", "shared_gate")
 STATES = {"D0": ("D0", ""), "D1": ("D1", ""), **{f"{'D1' if m == 'full' else 'D1:' + m}-after": ("D1", m) for m in METHODS["moe"]["D1"]}}
 
@@ -41,7 +42,7 @@ def routing(table_: pd.DataFrame) -> Numbers:
                 values = [cell.levels[level] for cell in cells if cell.levels[level] == cell.levels[level]]
                 found |= {f"{prefix}/{level}": Number(fmean(values), "nats")} if values else {}
                 if level == "null_label" and values and measure in PAIRS:
-                    count, beyond = in_every_replicate(cells, lambda levels, m=measure: is_beyond(levels, m))
+                    count, beyond = in_every_replicate(cells, lambda levels, m=measure: is_beyond(levels, m), NEEDED)
                     found |= {f"{prefix}/cells": Number(count, "count"), f"{prefix}/beyond_label_null": Number(beyond, "count")}
     for name, (_, method) in STATES.items():
         for other, label in (("D1", "before"), ("D1-after", "D1-after")):
@@ -87,7 +88,7 @@ def _routing_cells(here: Mapping[str, list[Measured]]) -> Row:
     mean = share_cell(by_replicate((cell.seed, cell.share) for cell in cells))
     value = mean if isinstance(mean, str) else Cell(mean.frame, tuple(n._replace(form="nats") for n in mean.numbers))
     levels = [number_cell(fmean(cell.levels[name] for cell in cells), "nats") for name in ("null_label", "ceiling")]
-    count, beyond = in_every_replicate(cells, lambda levels: is_beyond(levels, "jsd"))
+    count, beyond = in_every_replicate(cells, lambda levels: is_beyond(levels, "jsd"), NEEDED)
     names = ("jsd/same-tokens", "top_p_jaccard", "coactivation", "specialisation_max", "shared_gate")
     means = [[cell.share for cell in here.get(name, [])] for name in names]
     return [value, *levels, f"{beyond} of {count}", *(number_cell(fmean(of), "nats") if of else DASH for of in means)]

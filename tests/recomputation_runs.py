@@ -107,6 +107,7 @@ def frontier_numbers(part: str, metrics: pd.DataFrame) -> Numbers:
         prefix = f"frontier/{method}-minus-{other}/{outcome}"
         found |= paired_differences(prefix, list(distances.values()), "points")
         found |= {f"{prefix}/absent": Number(replicates - len(distances), "count"), "frontier/replicates": Number(replicates, "count")}
+    assert len({replicates for _, replicates in frontiers(part, metrics).values()}) == 1, "the captions name one number"
     return found
 
 
@@ -140,7 +141,6 @@ def costs(part: str, tables: Mapping[str, pd.DataFrame], stages: int, stage_step
             if len(timings):
                 step = median(float(row.wall_s) for row in rows(timings)) / (stages * stage_steps)
                 found[f"{prefix}/milliseconds_per_step"] = Number(1000 * step, "count")
-                found[f"{prefix}/peak_memory"] = Number(median(float(row.peak_memory_bytes) for row in rows(timings)) / 1e6, "count")
     return found
 
 
@@ -154,7 +154,7 @@ def methods_table(part: str, metrics: pd.DataFrame, spent: Numbers, displaced: M
         for method in (method for method in methods if scored(values, arm, method, "own")):
             cells = [mean_sd(scored(values, arm, method, name).values(), "points") for name in MEASURES[:4]]
             moved = mean_sd(displaced.get((arm, method), []), "nats")
-            names = ("trainable", "peak_memory", "milliseconds_per_step")
+            names = ("trainable", "milliseconds_per_step")
             cost = [spent.get(f"costs/{method}/{arm}/{name}") for name in names]
             found.append([LABELS[method], *cells, moved, *(DASH if c is None else Cell("{}", (c,)) for c in cost)])
     return found

@@ -40,6 +40,7 @@ from test_figures import shown_texts
 from sparsecl import figures
 from sparsecl.figure_style import NothingToDraw, save
 from sparsecl.figures_probes import domains_of, rows_of_main_fraction, shown_layers
+from sparsecl.figures_selections import CHANCE, CONTROL
 from sparsecl.methods import METHODS
 from sparsecl.publication import part_figures
 from sparsecl.tables import COLUMNS
@@ -486,6 +487,15 @@ def test_collisions_grow_along_the_stream(drawn):
     for axes, share in zip(drawn["update_mask_overlap"].axes[1::2], MASKED.values(), strict=True):
         line = next(line for line in axes.lines if len(line.get_xdata()) == len(DOMAINS) - 1)
         assert np.allclose(line.get_ydata(), [100 * (1 - (1 - share) ** earlier) for earlier in range(1, len(DOMAINS))])
+
+
+def test_collisions_stand_over_those_of_the_random_control(drawn, tables):
+    expected = [100 * (1 - (1 - MASKED[CONTROL]) ** earlier) for earlier in range(1, len(DOMAINS))]
+    for axes in drawn["update_mask_overlap"].axes[1::2]:
+        (chance,) = [line for line in axes.lines if line.get_color() == CHANCE["color"]]
+        assert np.allclose(chance.get_ydata(), expected) and list(chance.get_xdata()) == list(range(2, 1 + len(DOMAINS)))
+    without = figures.update_mask_overlap(tables["update_masks"].query(f"method != '{CONTROL}'"))
+    assert not [line for axes in without.axes for line in axes.lines if line.get_color() == CHANCE["color"]]
 
 
 def test_the_plane_of_methods_has_a_mark_for_every_method(tables):

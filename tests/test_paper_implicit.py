@@ -180,6 +180,47 @@ def test_a_part_has_keys_of_its_own():
     assert "implicit/verdict/H5A/letter" in implicit and "moe/routing/D1/jsd/mean" in moe and not [key for key in moe if "/verdict/" in key]
 
 
+def cells(shares) -> pd.DataFrame:
+    """A row a cell and replicate from shares by cell (rows) and replicate (columns); chance is 0.1, the label null 0.5."""
+    rows = [
+        {"seed": seed, "layer": layer, "module": "", "domain_a": "code", "domain_b": "math", "share": share, "value": share}
+        for layer, of in enumerate(shares)
+        for seed, share in enumerate(of)
+    ]
+    return pd.DataFrame(rows).assign(null=0.1, null_label=0.5)
+
+
+def test_means_are_over_the_cells_that_every_replicate_has():
+    from sparsecl.paper_values_probes import cell_counts, cells_used, mean_share, share_difference
+
+    whole, gap = cells([[0.2, 0.4], [0.3, 0.5], [0.8, 0.9]]), cells([[0.2, 0.4], [0.3, 0.5], [0.8, float("nan")]])
+    assert mean_share(whole)["mean"] == pytest.approx((0.2 + 0.4 + 0.3 + 0.5 + 0.8 + 0.9) / 6) and cells_used(whole) == "3 of 3"
+    assert mean_share(gap)["mean"] == pytest.approx((0.2 + 0.4 + 0.3 + 0.5) / 4) and cells_used(gap) == "2 of 3"
+    assert share_difference(gap.assign(share=gap["share"] + 0.1), whole)["estimate"] == pytest.approx(0.1)
+    assert cell_counts(whole) == {"cells": 3, "above_chance": 3, "below_label_null": 1}
+    assert cell_counts(gap) == {"cells": 2, "above_chance": 2, "below_label_null": 1}, "what is absent lies on no side"
+    without = mean_share(cells([[0.2, float("nan")], [0.3, float("nan")]]))
+    assert without["mean"] == pytest.approx(0.25) and without["n"] == 1, "a replicate without any cell is not there"
+
+
+def test_absent_divergences_are_not_counted():
+    from sparsecl.paper_values_routing import beyond_labels
+
+    assert beyond_labels(cells([[0.6, 0.7], [0.6, 0.4], [0.8, float("nan")]]), "jsd") == (2, 1)
+    without_null = cells([[0.6, 0.7], [0.1, 0.4], [0.2, 0.2]]).assign(null_label=[0.5, 0.5, 0.5, 0.5, 0.5, None])
+    assert beyond_labels(without_null, "coactivation") == (2, 1)
+
+
+def test_one_number_of_replicates_stands_for_all_frontiers():
+    from sparsecl.paper_values_runs import run_values
+
+    study, tables = load_study(STUDIES["implicit"]), example_implicit()
+    metrics = tables["metrics"]
+    fewer = metrics[~(metrics["method"].isin(["lora", "osf"]) & (metrics["seed"] == 0))]
+    with pytest.raises(ValueError, match="replicates with several stage lengths differ: .*osf and lora': 3"):
+        run_values("implicit", study, {"metrics": fewer})
+
+
 def test_what_was_not_measured_is_absent_and_never_zero():
     from sparsecl.paper_tables import part_tables
     from sparsecl.paper_values import part_values

@@ -1,6 +1,8 @@
 """The routing probe: planted experts, equal domains, a router of words alone, closed forms of load and specialisation, streaming."""
 
 from math import log
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,11 @@ import torch
 from conftest import MAX_LENGTH
 from torch import nn
 
+from sparsecl.arms import parse_arm
+from sparsecl.experiment import MissingInput
 from sparsecl.items import GENERAL
 from sparsecl.modeling import build_model
+from sparsecl.probing import probed_arms
 from sparsecl.probing.activations import GroupMeans, common_token_weights
 from sparsecl.probing.routing import RoutingProfile, routing_profile
 from sparsecl.probing.routing_table import (
@@ -23,6 +28,8 @@ from sparsecl.probing.routing_table import (
     top_p_set,
 )
 from sparsecl.settings import Model
+from sparsecl.streams import Stream
+from sparsecl.study_files import load_study
 
 SHAPE = Model(
     family="qwen3_5_moe", hidden=32, ffn=16, layers=4, heads=2, kv_heads=1, head_dim=16, experts=6, experts_per_token=2, shared_ffn=16,
@@ -259,3 +266,24 @@ def test_what_cannot_be_compared_is_refused(model, mixture):
             routing_table(enough, enough["a"], top_p, 9, np.random.default_rng(0))
     with pytest.raises(ValueError, match="general text apart"):
         routing_table({**enough, GENERAL: enough["a"]}, enough["a"], 0.5, 9, np.random.default_rng(0))
+
+
+def test_a_stream_that_has_not_ended_is_named(monkeypatch):
+    study = load_study("builtin-moe")
+    experiment = SimpleNamespace(study=study, replicate=2, find=lambda *place: None, write_path=lambda *place: Path(*place))
+    unfinished = Stream(parse_arm("D1"), "lora", "main", 1e-3, study.continual.stage_steps)
+    monkeypatch.setattr(probed_arms, "planned_streams", lambda *about: [unfinished])
+    monkeypatch.setattr(probed_arms, "chosen_learning_rates", lambda about: None)
+    with pytest.raises(MissingInput, match="stage-4 is not there: run notebook 03_continual with replicate = 2, or .* --only 03_continual"):
+        list(probed_arms._ends(experiment, None))
+
+
+@pytest.mark.parametrize(("mean_entropy", "most"), [(log(8), 0.0), (log(4), log(2)), (0.0, log(2))])
+def test_the_bound_of_the_divergence_is_attained_down_to_half_the_outcomes(mean_entropy, most):
+    """Two loads on disjoint, equally many outcomes; where each is on one of eight, log 2 is less than the bound log 8."""
+    size = round(np.exp(mean_entropy))
+    p, q = torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    p[:size], q[-size:] = 1 / size, 1 / size
+    bound = log(8) - mean_entropy
+    assert float(jensen_shannon(p, q)) == pytest.approx(most, abs=1e-12)
+    assert float(normalised_divergence(p, q)) == pytest.approx(most / bound if bound > 1e-12 else 0.0)

@@ -141,19 +141,27 @@ def test_what_stands_beside():
 def test_planted_trends_have_their_letters(letter, overlap_slope, gradient_slope):
     result = decided(probes(overlap_slope, gradient_slope, noise=0.01))
     assert result.letter == letter, result.sentence
-    assert (result.planned_replicates is not None) == (letter == "undecided")
+    assert result.planned_replicates is None, "no number of replicates would decide what is known"
     assert "normalised overlap per doubling of width" in result.sentence
+
+
+def test_replicates_are_planned_where_noise_leaves_a_verdict_open():
+    noisy = decided(probes(-0.04, -0.01, noise=0.05))
+    assert noisy.letter == "undecided" and noisy.planned_replicates > H4.replicates
+    assert noisy.sentence.startswith("undecided: the rule that was fixed gives no verdict (") and "excludes neither 0 nor" in noisy.sentence
 
 
 def test_gradients_that_come_to_oppose_each_other_are_not_orthogonal():
     result = decided(probes(-0.1, -0.1, noise=0.01, level=0.05))
     assert result.letter == "undecided" and "gradients that oppose each other are not orthogonal" in result.sentence
+    assert result.planned_replicates is None
 
 
 def test_another_number_of_replicates_than_registered_decides_nothing():
     fewer = {name: table[table["seed"] != 3] for name, table in probes(-0.04, -0.04).items()}
     result = decided(fewer)
     assert result.letter == "undecided" and "normalised overlap has 4 replicates where exactly 5 were registered" in result.sentence
+    assert result.planned_replicates is None
     lost = probes(-0.04, -0.04)
     lost["gradients"] = lost["gradients"].assign(ceiling=0.05)  # no gradient is measured anywhere
     result = decided(lost)

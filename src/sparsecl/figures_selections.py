@@ -1,7 +1,8 @@
 """Which units masked fine-tuning selected: overlap of the domains' selections, and collisions along the stream (paper, H5A).
 
 Drawn from update_masks.csv. Selections that overlap no more than chance are what such a method hopes for; a unit that an
-earlier domain selected and a later one selects again is where it can forget.
+earlier domain selected and a later one selects again is where it can forget. What sets of that size collide by chance is
+what the control shows, whose sets are drawn independently: in expectation 1 - (1 - f)^s for the share f after s earlier stages.
 """
 
 import matplotlib.pyplot as plt
@@ -19,6 +20,8 @@ from sparsecl.methods import METHODS
 
 PAIRS = ["earlier_domain", "stage_domain"]
 MOST_LINES = 4  # layers whose collisions can be told apart
+CONTROL = "activation-mask-random"
+CHANCE = {"color": "0.6", "linewidth": 2.4, "zorder": 1, "solid_capstyle": "butt"}
 
 
 @styled
@@ -26,7 +29,8 @@ def update_mask_overlap(update_masks: pd.DataFrame, arm: str | None = None) -> F
     """A row a method: IoU of the domains' selected units by layer, against chance, and the share selected before, by stage.
 
     Pairs of an earlier and a later domain are faint, their mean stands with its t interval over replicates; collisions are
-    means with t intervals, a line a layer. Raises NothingToDraw where no method selected units.
+    means with t intervals, a line a layer, over those of the random control (mean over layers and replicates) where it ran.
+    Raises NothingToDraw where no method selected units.
     """
     rows = rows_of_arm(update_masks, "update_masks", arm)
     methods = [name for name in METHODS if (rows["method"] == name).any()]
@@ -40,6 +44,7 @@ def update_mask_overlap(update_masks: pd.DataFrame, arm: str | None = None) -> F
         draw_levels(left, pairs, ("null",))
         draw_by_layer(left, pairs, PAIRS, **method_style(method))
         _draw_collisions(right, here[here["collisions"].notna()], shown_layers(rows, MOST_LINES), METHODS[method].colour)
+        _draw_chance(right, rows)
         left.set_title(METHODS[method].label)
     _label(grid, layers)
     figure.legend(handles=_handles(rows, shown_layers(rows, MOST_LINES)), loc="outside upper center", ncols=5, columnspacing=1.2)
@@ -54,6 +59,18 @@ def _draw_collisions(axes: Axes, rows: pd.DataFrame, layers: list[int], colour: 
         axes.plot(means.index + shift, means, **style | {"marker": ""}, linewidth=1)
         for stage, values in here.groupby("stage")["collisions"]:
             draw_cross(axes, [stage + shift], 100 * values, **style)
+
+
+def _draw_chance(axes: Axes, rows: pd.DataFrame) -> None:
+    """Collisions of the random control, in percent; nothing where it did not run."""
+    means = 100 * rows_of_control(rows).groupby("stage")["collisions"].mean()
+    if len(means):
+        axes.plot(means.index, means, **CHANCE)
+
+
+def rows_of_control(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the random control that hold collisions; none where it did not run."""
+    return rows_of_method(rows, CONTROL).dropna(subset=["collisions"]) if (rows["method"] == CONTROL).any() else rows.iloc[:0]
 
 
 def _layer_style(place: int, colour: str) -> dict:
@@ -78,4 +95,5 @@ def _label(grid: np.ndarray, layers: list[int]) -> None:
 def _handles(rows: pd.DataFrame, layers: list[int]) -> list[Line2D]:
     pairs = Line2D([], [], color="0.35", marker="o", linestyle="", label="pairs of domains (left)")
     lines = [Line2D([], [], label=f"layer {layer} (right)", **_layer_style(place, "0.35")) for place, layer in enumerate(layers)]
-    return [pairs, *level_handles(rows, ("null",)), *lines]
+    control = [Line2D([], [], label="random mask (right)", **CHANCE)] if len(rows_of_control(rows)) else []
+    return [pairs, *level_handles(rows, ("null",)), *lines, *control]

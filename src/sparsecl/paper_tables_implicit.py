@@ -90,9 +90,10 @@ def gradients_table(gradients: pd.DataFrame | None) -> str | None:
 
 
 def _level_row(arm: str, name: str, layer: int, rows: pd.DataFrame, form) -> list[str | None]:
-    """One arm, selection or module, and layer: means over pairs and replicates, and how many of these differ from exchanged labels."""
+    """One arm, selection or module, and layer: means over pairs and replicates, and how many tests differ from exchanged labels."""
     levels = [form(value) for value in (mean_levels(rows)[level] for level in LEVELS)]
-    differing = f"{int((rows['p_label'] <= 0.05).sum())} of {len(rows)}"
+    tested = rows["p_label"].dropna()
+    differing = f"{int((tested <= 0.05).sum())} of {len(tested)}"
     return [parse_arm(arm).label, name, str(layer), *levels, interval_cell(mean_share(rows), points), differing]
 
 
@@ -112,12 +113,12 @@ def methods_table(part: str, study: Study, tables: Tables) -> str | None:
     blocks = []
     for arm, methods in METHODS_OF[part].items():
         ran = [method for method in methods if run_name(arm, method) in samples["own"].wide]
-        heading = [rf"\multicolumn{{9}}{{@{{}}l}}{{\emph{{on {parse_arm(arm).label}}}}} \\"]
+        heading = [rf"\multicolumn{{8}}{{@{{}}l}}{{\emph{{on {parse_arm(arm).label}}}}} \\"]
         blocks.append(heading + [_method_row(study, tables, samples, arm, method) for method in ran] if ran else [])
-    above = r" & \multicolumn{4}{c}{score, mean (sd)} & & trained & memory & step"
-    below = ["method", "own", "final", "forgetting", r"retention (\%)", "displacement", "numbers", "(MB)", "(ms)"]
+    above = r" & \multicolumn{4}{c}{score, mean (sd)} & & trained & step"
+    below = ["method", "own", "final", "forgetting", r"retention (\%)", "displacement", "numbers", "(ms)"]
     heading = f"{above} \\\\ \\cmidrule(lr){{2-5}}\n{' & '.join(below)} \\\\"
-    return tabular("@{}lcccccccc@{}", heading, _blocks(blocks)) if any(blocks) else None
+    return tabular("@{}lccccccc@{}", heading, _blocks(blocks)) if any(blocks) else None
 
 
 def _method_row(study: Study, tables: Tables, samples: Mapping, arm: str, method: str) -> list[str | None]:
@@ -127,7 +128,7 @@ def _method_row(study: Study, tables: Tables, samples: Mapping, arm: str, method
     if len(drift := tables.get("drift", pd.DataFrame())):
         ends = ends_of(drift, arm, method, study.continual.stage_steps)
         moved = _mean_sd(ends[ends["measure"] == DISPLACEMENT], nats)
-    return [METHODS[method].label, *scores, moved, costs["trainable"], costs["peak_memory"], costs["milliseconds_per_step"]]
+    return [METHODS[method].label, *scores, moved, costs["trainable"], costs["milliseconds_per_step"]]
 
 
 def _mean_sd(rows: pd.DataFrame, form) -> str | None:

@@ -21,7 +21,7 @@ from sparsecl.protocol import ORDER, main_protocol
 DRIFT_FORMS = {  # shares and angles with two decimals, distances that are near 0 with three
     "displacement": nats, "cka_distance": thousandths, "cka_distance_without_top": thousandths, "largest_angle": nats, "grassmann": nats,
 }  # fmt: skip
-REFERENCES = ("null", "floor")
+FLOORED = ("largest_angle", "grassmann")  # measures of subspaces: others compare each token with itself and have no floor
 EQUAL_OWN = ("estimate", "ci_low", "ci_high", "n", "absent")
 
 
@@ -34,11 +34,16 @@ def drift_names(part: str) -> list[str]:
     compared = [f"drift/equal_own/{method}/{measure}" for method in others for measure in DRIFT_FORMS]
     return [
         *(f"drift/{run}/{measure}/{name}" for run in runs for measure in DRIFT_FORMS for name in MEAN),
-        *(f"drift/{arm}/{measure}/{name}" for arm, _ in by_arm for measure in DRIFT_FORMS for name in REFERENCES),
+        *(f"drift/{arm}/{measure}/{name}" for arm, _ in by_arm for measure in DRIFT_FORMS for name in references_of(measure)),
         *(f"{prefix}/{name}" for prefix in compared for name in EQUAL_OWN),
         *(f"{prefix}/{kind}/{name}" for prefix in masked for kind in ("overlap", "collisions") for name in MEAN),
         *(f"{prefix}/null" for prefix in masked),
     ]
+
+
+def references_of(measure: str) -> tuple[str, ...]:
+    """The columns of drift.csv that a measure is read against."""
+    return ("null", "floor") if measure in FLOORED else ("null",)
 
 
 def drift_values(part: str, tables: Mapping[str, pd.DataFrame], stage_steps: int) -> dict[str, str | None]:
@@ -94,7 +99,7 @@ def _values_at_the_end(part: str, drift: pd.DataFrame, stage_steps: int) -> dict
                 here = rows[rows["measure"] == measure]
                 values |= formatted(mean_of(here), form, f"drift/{method}/{arm}/{measure}", signed=False)
                 if method == FULL:
-                    values |= {f"drift/{arm}/{measure}/{name}": form(here[name].astype(float).mean()) for name in REFERENCES}
+                    values |= {f"drift/{arm}/{measure}/{name}": form(here[name].astype(float).mean()) for name in references_of(measure)}
     return values
 
 

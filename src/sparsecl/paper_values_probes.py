@@ -1,7 +1,8 @@
 r"""The paper's numbers about shared neurons and aligned gradients (paper, section Results of the probes).
 
 A cell is a layer, a pair of domains and, for gradients, a module. Every cell is normalised first (`probe_normalisation`); what
-is averaged over cells, replicate by replicate, is the normalised value. Keys begin with `overlap/` and `gradients/`.
+is averaged over cells, replicate by replicate, is the normalised value, over the cells that have one in every replicate. Keys
+begin with `overlap/` and `gradients/`.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ MODULES = ("attention", "ffn")
 LEVELS = ("value", "null", "null_label", "ceiling")
 MEAN = ("mean", "ci_low", "ci_high", "n")
 COUNTS = ("cells", "above_chance", "below_label_null")
+USED = "cells_used"  # how many of how many cells the normalised mean is over
 SIZES = ("parameters", "effective_dimension")
 CELL = ["layer", "module", "domain_a", "domain_b"]
 SPARSE_CONTRAST = (TREATMENT, REFERENCE)
@@ -38,7 +40,7 @@ def probe_names() -> list[str]:
         *(f"overlap/{arm}/{contrast_name('same-tokens', 'magnitude')}" for arm in PROBED_ARMS),
     ]
     return [
-        *(f"{prefix}/{name}" for prefix in (*overlaps, *cosines) for name in (*MEAN, *LEVELS, *COUNTS)),
+        *(f"{prefix}/{name}" for prefix in (*overlaps, *cosines) for name in (*MEAN, *LEVELS, *COUNTS, USED)),
         *(f"{prefix}/{name}" for prefix in contrasts for name in DIFFERENCE_STATISTICS),
         *(f"gradients/{arm}/{ANGLE}/{name}" for arm in PROBED_ARMS for name in ("value", "null_label", "ceiling")),
         *(f"gradients/{arm}/cosine/{module}/{name}" for arm in PROBED_ARMS for module in MODULES for name in MEAN),
@@ -78,18 +80,31 @@ def gradient_cells(gradients: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def mean_share(cells: pd.DataFrame) -> dict[str, float | None]:
-    """Mean with its t interval over replicates, each the mean of those of its cells that have a share."""
-    found = difference(cells.dropna(subset=["share"]).groupby("seed")["share"].mean())
+    """Mean with its t interval over replicates, each the mean over `used_shares`; rows of one arm."""
+    found = difference(used_shares(cells.set_index(["seed", *CELL])["share"]).mean())
     return {"mean" if name == "estimate" else name: value for name, value in found.items()}
 
 
+def used_shares(shares: pd.Series) -> pd.DataFrame:
+    """Cells (rows) by replicate (columns): those that have a share in every replicate that has any.
+
+    A cell that comes and goes would change what a replicate is the mean of. `shares` is indexed by seed and the cell's keys.
+    """
+    return shares.unstack("seed").dropna(axis="columns", how="all").dropna()
+
+
+def cells_used(cells: pd.DataFrame) -> str:
+    """How many of how many cells `mean_share` is over."""
+    shares = cells.set_index(["seed", *CELL])["share"]
+    return f"{count(len(used_shares(shares)))} of {count(len(cells.drop_duplicates(CELL)))}"
+
+
 def share_difference(treatment: pd.DataFrame, reference: pd.DataFrame) -> dict[str, float | None]:
-    """Treatment minus reference over the cells in which a replicate has a share of both; rows of one arm each."""
+    """Treatment minus reference over the cells that have a share of both in every replicate; rows of one arm each."""
     keys = ["seed", *CELL]
     if treatment.empty or reference.empty:
         return {}
-    apart = (treatment.set_index(keys)["share"] - reference.set_index(keys)["share"]).dropna()
-    return difference(apart.groupby("seed").mean())
+    return difference(used_shares(treatment.set_index(keys)["share"] - reference.set_index(keys)["share"]).mean())
 
 
 def mean_levels(cells: pd.DataFrame) -> dict[str, float | None]:
@@ -98,9 +113,17 @@ def mean_levels(cells: pd.DataFrame) -> dict[str, float | None]:
 
 
 def cell_counts(cells: pd.DataFrame) -> dict[str, int]:
-    """In how many cells every replicate's value lies above chance, or below the label null: a mean would hide where domains differ."""
-    sides = cells.assign(above=cells["value"] > cells["null"], below=cells["value"] < cells["null_label"])
-    found = sides.groupby(CELL)[["above", "below"]].all()
+    """In how many cells every replicate's value lies above chance, or below the mean of the label null.
+
+    A mean would hide where domains differ. Counted are cells with a value and both nulls in every replicate: what is absent lies
+    on no side.
+    """
+    sides = cells.assign(
+        known=cells[["value", "null", "null_label"]].notna().all(axis="columns"),
+        above=cells["value"] > cells["null"],
+        below=cells["value"] < cells["null_label"],
+    )
+    found = sides.groupby(CELL)[["known", "above", "below"]].all().query("known")
     return dict(zip(COUNTS, (len(found), int(found["above"].sum()), int(found["below"].sum())), strict=True))
 
 
@@ -145,6 +168,7 @@ def _values_by_arm(cells: pd.DataFrame, table: str, name: str, form) -> dict[str
             values |= formatted(mean_share(rows), points, prefix, signed=False)
             values |= {f"{prefix}/{level}": form(value) for level, value in mean_levels(rows).items()}
             values |= {f"{prefix}/{number}": count(value) for number, value in cell_counts(rows).items()}
+            values[f"{prefix}/{USED}"] = cells_used(rows)
     return values
 
 

@@ -69,10 +69,12 @@ def state_rows(routing: pd.DataFrame, arm: str, method: str) -> pd.DataFrame:
 
 
 def beyond_labels(rows: pd.DataFrame, measure: str) -> tuple[int, int]:
-    """Cells, and those in which every replicate differs more than exchanged labels do: above for divergences, below for similarities."""
+    """Cells that have a value and a label null in every replicate, and those in which every replicate differs more than exchanged
+    labels do in the mean: above for divergences, below for similarities."""
     beyond = rows["value"] > rows["null_label"] if measure in DIVERGENCES else rows["value"] < rows["null_label"]
-    cells = rows.assign(beyond=beyond).groupby(CELL)["beyond"].all()
-    return len(cells), int(cells.sum())
+    known = rows[["value", "null_label"]].notna().all(axis="columns")
+    cells = rows.assign(known=known, beyond=beyond).groupby(CELL)[["known", "beyond"]].all().query("known")
+    return len(cells), int(cells["beyond"].sum())
 
 
 def _state_values(prefix: str, rows: pd.DataFrame, measure: str) -> dict[str, str | None]:

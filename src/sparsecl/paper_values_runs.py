@@ -32,7 +32,7 @@ METHODS_OF = {  # by part and arm; the first is what the others are compared wit
 }
 AGAINST = (FULL, LORA)
 SEVERAL_LENGTHS = ("implicit",)  # parts whose studies run stages of several lengths
-COSTS = ("trainable", "milliseconds_per_step", "peak_memory")
+COSTS = ("trainable", "milliseconds_per_step")
 
 
 def run_name(arm: str, method: str) -> str:
@@ -120,12 +120,17 @@ def method_frontiers(part: str, metrics: pd.DataFrame) -> dict[tuple[str, str, s
 
 
 def _frontier_values(part: str, metrics: pd.DataFrame) -> dict[str, str | None]:
+    """ValueError where pairs ran several lengths in different numbers of replicates, of which the captions name one."""
     values: dict[str, str | None] = {}
-    for (method, other, outcome), found in method_frontiers(part, metrics).items():
+    fronts = method_frontiers(part, metrics)
+    replicates = {f"{method} and {other}": len(found.replicates) + len(found.absent) for (method, other, _), found in fronts.items()}
+    if len(set(replicates.values())) > 1:
+        raise ValueError(f"replicates with several stage lengths differ: {replicates}; run all methods of a frontier in the same ones")
+    for (method, other, outcome), found in fronts.items():
         prefix = f"frontier/{contrast_name(method, other)}/{outcome}"
         values |= formatted(difference(found.replicates["difference"]), points, prefix, signed=True)
         values[f"{prefix}/absent"] = count(len(found.absent))
-        values["frontier/replicates"] = count(len(found.replicates) + len(found.absent))
+        values["frontier/replicates"] = count(replicates[f"{method} and {other}"])
     return values
 
 
@@ -133,12 +138,15 @@ def _frontier_values(part: str, metrics: pd.DataFrame) -> dict[str, str | None]:
 
 
 def run_costs(study: Study, tables: Mapping[str, pd.DataFrame], arm: str, method: str) -> dict[str, float | None]:
-    """Trained numbers (mean), seconds of an optimizer step and peak bytes (medians: a busy machine only ever slows a run)."""
+    """Trained numbers (mean) and seconds of an optimizer step (median: a busy machine only ever slows a run).
+
+    Not the peak memory: a job runs many streams, and its process's peak is that of the largest (`benchmarks/method_memory.py`).
+    """
     steps = study.continual.stage_steps * len(study.continual.orders[MAIN_ORDER])
     cost, timings = (_stream_rows(tables.get(name), arm, method) for name in ("cost", "timings"))
     found = {"trainable": float(cost["trainable"].astype(float).mean())} if len(cost) else {}
     if len(timings):
-        found |= {"seconds_per_step": timings["wall_s"].median() / steps, "peak_memory": timings["peak_memory_bytes"].median()}
+        found["seconds_per_step"] = timings["wall_s"].median() / steps
     return found
 
 
@@ -149,12 +157,11 @@ def _stream_rows(table: pd.DataFrame | None, arm: str, method: str) -> pd.DataFr
 
 
 def cost_texts(found: Mapping[str, float | None]) -> dict[str, str | None]:
-    """As printed: a step in milliseconds, memory in megabytes."""
-    seconds, memory = found.get("seconds_per_step"), found.get("peak_memory")
+    """As printed: a step in milliseconds."""
+    seconds = found.get("seconds_per_step")
     return {
         "trainable": count(found.get("trainable")),
         "milliseconds_per_step": None if seconds is None else count(1000 * seconds),
-        "peak_memory": None if memory is None else count(memory / 1e6),
     }
 
 

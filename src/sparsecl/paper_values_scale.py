@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from sparsecl.equal_own import AT_EQUAL_OWN
-from sparsecl.number_formats import nats, points
+from sparsecl.number_formats import nats, points, thousandths
 from sparsecl.paper_samples import BESIDE, EQUIVALENCE, formatted
 from sparsecl.scale_trend import BELOW_LABELS, LESS_LABELS, SLOPE
 
@@ -38,7 +38,8 @@ def scale_names() -> list[str]:
 
 
 def scale_values(tests: pd.DataFrame, main_contrasts: dict[str, str]) -> dict[str, str | None]:
-    """Values by key; slopes and means in hundredths of the distance from chance to ceiling, those of raw |cosine| in powers of 2.
+    """Values by key; slopes and means in hundredths of the distance from chance to ceiling, of raw |cosine| means as they are and
+    slopes in powers of 2.
 
     `main_contrasts` names the main contrast of each hypothesis about methods, as in tests.csv.
     """
@@ -51,7 +52,8 @@ def scale_values(tests: pd.DataFrame, main_contrasts: dict[str, str]) -> dict[st
             values |= formatted(found, points, f"scale/{metric}/{null}", signed=null == LESS_LABELS)
     for metric, names in {**dict.fromkeys((*QUANTITIES, RAW), MEAN), TRIVIAL: MEAN[:1]}.items():
         for arm, width in RUNGS.items():
-            values |= formatted(_test(tests, SCALE + BESIDE, arm, metric, names), points, f"scale/{metric}/{width}", signed=False)
+            form = points if metric in QUANTITIES else thousandths
+            values |= formatted(_test(tests, SCALE + BESIDE, arm, metric, names), form, f"scale/{metric}/{width}", signed=False)
     for metric, names in {RAW: MEAN, TRIVIAL: MEAN[:1]}.items():
         values |= formatted(_test(tests, SCALE + BESIDE, SLOPE, f"log2_{metric}", names), nats, f"scale/{metric}/slope", signed=True)
     for hypothesis, contrast in main_contrasts.items():

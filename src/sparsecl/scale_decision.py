@@ -7,7 +7,8 @@ Two slopes per doubling of the width, of the normalised activation overlap and o
   cosine on the widest rung lies below 0 with its whole interval: domains that pull against each other are not orthogonal.
 * B, equivalent: both slopes lie inside the margin by TOST, also where an interval excludes 0.
 * C, against: one rises, after Holm's correction over the two, and the other does not fall.
-* undecided otherwise, with a number of replicates for planning a new study only.
+* undecided otherwise; where noise is the reason, with a number of replicates for planning a new study only. More of them would
+  not help where the slopes are known and disagree, or where domains pull against each other.
 * none, where no margin was registered.
 """
 
@@ -20,9 +21,9 @@ from sparsecl.statistics import Contrast
 
 HEADLINES = {
     "A": "supported: domains share less of a wider base, in its neurons and in its gradients",
-    "B": "equivalent: no doubling of the width changes what domains share by as much as the margin",
-    "C": "refuted: domains share more of a wider base",
-    "undecided": "undecided",
+    "B": "equivalent: the mean change per doubling of the width is smaller than the margin",
+    "C": "refuted: domains share more of a wider base in at least one of the two quantities, and less in neither beyond the margin",
+    "undecided": "undecided: the rule that was fixed gives no verdict",
     "none": "no verdict",
 }
 
@@ -35,7 +36,7 @@ def decide_scale(contrasts: Sequence[Contrast], hypothesis: ScaleHypothesis, wid
     used = tuple(known[trend.metric] for trend in hypothesis.deciding)
     letter, reasons = _letter(used, hypothesis, widest, alpha)
     measured = [(contrast, trend.margin) for contrast, trend in zip(used, hypothesis.deciding, strict=True)]
-    plan = replicates_to_plan(measured, alpha) if letter == "undecided" else None
+    plan = replicates_to_plan(measured, alpha) if letter == "undecided" and _is_noise(used, hypothesis, alpha) else None
     return Verdict(letter, HEADLINES[letter], (*map(in_hundredths, used), *reasons), used, planned_replicates=plan)
 
 
@@ -56,6 +57,14 @@ def _letter(used: Sequence[Contrast], hypothesis: ScaleHypothesis, widest: Contr
     return "undecided", [_open_question(contrast, alpha) for contrast in used]
 
 
+def _is_noise(used: Sequence[Contrast], hypothesis: ScaleHypothesis, alpha: float) -> bool:
+    """Whether more replicates would help: there are as many as registered, and a slope neither falls, rises nor lies within the margin."""
+    as_registered = all(contrast.n == hypothesis.replicates and not contrast.flag for contrast in used)
+    return as_registered and any(
+        not (_falls(contrast, alpha) or _rises(contrast, alpha) or contrast.p_equivalence < alpha) for contrast in used
+    )
+
+
 def _falls(contrast: Contrast, alpha: float) -> bool:
     return contrast.estimate < 0 and contrast.p < alpha and not contrast.p_equivalence < alpha
 
@@ -70,8 +79,10 @@ def _open_question(contrast: Contrast, alpha: float) -> str:
         return f"{_name(contrast)}: no test ({contrast.flag})"
     if contrast.p_equivalence < alpha:
         return f"{_name(contrast)} lies within the margin"
-    if contrast.p < alpha:
+    if _falls(contrast, alpha) or _rises(contrast, alpha):
         return f"{_name(contrast)} {'falls' if contrast.estimate < 0 else 'rises'}"
+    if contrast.p < alpha:
+        return f"{_name(contrast)} rises, but not after Holm's correction"
     return f"the interval of {_name(contrast)} excludes neither 0 nor the margin"
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sparsecl.continual_methods.lora import ADAPTER, LowRankAdaptation
 from sparsecl.continual_methods.method import Stage, StageContext
 from sparsecl.continual_methods.orthogonal_lora import adapter_layers, updates_of
-from sparsecl.continual_methods.protected_subspace import protected_component
+from sparsecl.continual_methods.protected_subspace import linear_layers, protected_component
 from sparsecl.continual_methods.stream_state import check_follows, load_tensors, save_tensors
 from sparsecl.masks import Masks
 from sparsecl.method_settings import OLora
@@ -44,6 +44,7 @@ class PenalisedLowRankAdaptation(LowRankAdaptation):
     @contextmanager
     def stage(self, model: nn.Module, masks: Masks | None, context: StageContext) -> Iterator[Stage]:
         check_follows(NAME, context, self._domains)
+        linear_layers(model, NAME)  # refuses stacked experts
         with super().stage(model, masks, context) as stage:
             stage.penalty = adapter_penalty(self._earlier, self._settings.l1, self._settings.l2)
             yield stage

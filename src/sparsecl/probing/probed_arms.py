@@ -13,7 +13,7 @@ from sparsecl.arms import RUNG, Arm
 from sparsecl.base import Base
 from sparsecl.continual import chosen_learning_rates
 from sparsecl.domain_orders import MAIN
-from sparsecl.experiment import Experiment
+from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.lineage import ArmCheckpoint, load_arm
 from sparsecl.methods import REFERENCES
 from sparsecl.modeling import load_checkpoint
@@ -64,11 +64,19 @@ def drift_of_arms(experiment: Experiment, base: Base) -> pd.DataFrame:
 
 
 def _ends(experiment: Experiment, base: Base) -> Iterator[tuple[Stream, int, nn.Module]]:
-    """The model at the end of every stream in the main order and of the study's own stage length, and the number of its stages."""
+    """The model at the end of every stream in the main order and of the study's own stage length, and the number of its stages.
+
+    MissingInput where the last stage of one is not there.
+    """
     for stream in planned_streams(experiment, base, chosen_learning_rates(experiment)):
         if stream.order == MAIN and stream.method not in REFERENCES and stream.has_main_length(experiment.study):
             last = len(stream.domains(experiment.study.continual))
-            directory = experiment.find("streams", stream.arm.name, stream.folder, f"stage-{last}")
+            place = ("streams", stream.arm.name, stream.folder, f"stage-{last}")
+            if (directory := experiment.find(*place)) is None:
+                raise MissingInput(
+                    f"{experiment.write_path(*place)} is not there: run notebook 03_continual with replicate = {experiment.replicate!r}, "
+                    f"or ./run_all.sh --study {experiment.study.name} --only 03_continual"
+                )
             yield stream, last, load_checkpoint(directory, load_arm(experiment, stream.arm).masks)
 
 

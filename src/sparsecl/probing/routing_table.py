@@ -49,11 +49,13 @@ def jensen_shannon(p: Distribution, q: Distribution) -> Compared:
 
 
 def normalised_divergence(p: Distribution, q: Distribution) -> Compared:
-    """JSD / (log E - (H(p) + H(q)) / 2), in [0, 1] (Bandarkar et al. 2026): the share of the largest divergence that the entropies allow.
+    """JSD / (log E - (H(p) + H(q)) / 2), in [0, 1] (Bandarkar et al. 2026), of E outcomes.
 
-    1 where the mean of both is uniform, as for experts divided between two domains. Two uniform distributions allow no divergence
-    and have none: 0. Near there the measure is sensitive: of two independent, almost uniform loads it is about 1/2 however small
-    their irregularities, because half of these is what they do not share. Read it against its label null.
+    The divisor bounds what the entropies allow, as H((p + q) / 2) <= log E, but is not always attained: JSD <= log 2 as well, which
+    is less where the mean entropy is below log(E / 2). 1 where the mean of both is uniform, as for experts divided between two
+    domains. Two uniform distributions allow no divergence and have none: 0. Near there the measure is sensitive: of two
+    independent, almost uniform loads it is about 1/2 however small their irregularities, because half of these is what they do not
+    share. Read it against its label null.
     """
     allowed = log(p.shape[-1]) - (entropy(p) + entropy(q)) / 2
     divergence = jensen_shannon(p, q)
