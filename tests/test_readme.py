@@ -15,8 +15,10 @@ from sparsecl.verdict import compute_verdicts
 README = (REPOSITORY / "README.md").read_text()
 
 
-ANSWER = README[README.index("**The answer so far.**") : README.index("This repository is a reproducible paper.")].replace("\n", " ")
+SECOND = README[README.index("**The second question.**") : README.index("This repository is a reproducible paper.")].replace("\n", " ")
+ANSWER = README[README.index("**The answer so far.**") : README.index("**The second question.**")].replace("\n", " ")
 TABLES = REPOSITORY / "results" / "builtin-full"
+IMPLICIT = REPOSITORY / "results" / "builtin-implicit"
 
 
 def points(value: float) -> str:
@@ -59,6 +61,36 @@ def test_the_answer_names_the_computed_verdicts():
     verdicts = compute_verdicts(tables["metrics"], load_preregistration(study.name), tables["accuracy"])
     assert {name: verdict.letter for name, verdict in verdicts.items()} == {"H1": "undecided", "H2": "undecided", "H3": "A"}
     assert "Undecided, by the rule" in ANSWER and "(H2) is undecided" in ANSWER and "(H3) is supported" in ANSWER
+
+
+def test_the_second_answer_is_that_of_its_tables():
+    tests = pd.read_csv(IMPLICIT / "tests.csv")
+    rows = tests[~tests["hypothesis"].str.contains("equivalence|bootstrap")]
+    found = {
+        (row.hypothesis, row.contrast, row.metric): tuple(map(points, (row.estimate, row.ci_low, row.ci_high))) for row in rows.itertuples()
+    }
+    methods = ("full", "lora", "replay", "orthogonal-lora")
+    frontiers = frontier_points(read_tables(IMPLICIT)["metrics"], methods=methods)
+    for treatment, control in (("orthogonal-lora", "lora"), ("replay", "full")):
+        names = [f"D1:{name}" if name != "full" else "D1" for name in (treatment, control)]
+        interval = compare_frontiers(frontiers, *names).interval
+        found["frontier", treatment, control] = tuple(map(points, (interval.mean, interval.low, interval.high)))
+    said = stated(SECOND)
+    assert len(said) >= 8 and not (unknown := set(said) - set(found.values())), unknown
+    for key in (("H4", "per doubling of width", "normalised_overlap"), ("H5A", "D1:activation-mask - D1", "forgetting")):
+        assert found[key] in said
+    for name, method in (("H5A", "activation-mask"), ("H5B", "orthogonal-lora")):
+        assert found[f"{name} at equal own", f"D1:{method} - D1", "forgetting"] in said
+
+
+def test_the_second_answer_names_the_computed_verdicts():
+    study = load_study("builtin-implicit")
+    tables = read_tables(IMPLICIT)
+    probes = {name: tables[name] for name in ("overlap", "gradients")}
+    registration, steps = load_preregistration(study.name), study.continual.stage_steps
+    verdicts = compute_verdicts(tables["metrics"], registration, tables["accuracy"], probes=probes, stage_steps=steps)
+    assert {name: verdict.letter for name, verdict in verdicts.items()} == {"H4": "C", "H5A": "undecided", "H5B": "undecided"}
+    assert "H4: refuted" in SECOND and "H5A and H5B: undecided" in SECOND
 
 
 def test_every_option_and_file_it_names_exists():

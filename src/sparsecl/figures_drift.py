@@ -44,6 +44,7 @@ def drift_by_layer(drift: pd.DataFrame, measures: Sequence[str] = ("displacement
     """
     rows = rows_of_arm(drift, "drift", arm)
     measures = [name for name in measures if (rows["measure"] == name).any()]
+    rows = rows[rows["measure"].isin(measures)]
     methods = streamed_methods(rows)
     if not measures or not methods:
         raise NothingToDraw(f"drift: none of {tuple(MEASURES)} after a stream in order {ORDER}; give the study's probe a drift section")
