@@ -27,7 +27,7 @@ from sparsecl.paper_values_efficiency import efficiency_names, efficiency_values
 from sparsecl.paper_values_implicit import PARTS, implicit_names, implicit_values
 from sparsecl.paper_values_methods import method_names, method_values
 from sparsecl.paper_values_streams import stream_names, stream_values
-from sparsecl.paper_verdicts import verdict_names, verdict_values
+from sparsecl.paper_verdicts import hypotheses_of, verdict_names, verdict_values
 
 STREAM_ARMS = ("D1", "S1-2of4")
 # Kinds of item by the suffix of their keys, with the arms and contrasts that are read by kind.
@@ -77,7 +77,8 @@ def part_values(
     """
     values = implicit_values(part, study, tables) if part in PARTS else _stream_part_values(study, tables)
     values |= {f"design/{name}": value for name, value in (facts or {}).items()}
-    return values | verdict_values(verdicts or {}, statements or {})
+    decided = {name: verdict for name, verdict in (verdicts or {}).items() if part not in PARTS or name in hypotheses_of(part)}
+    return values | verdict_values(decided, statements or {})
 
 
 def _stream_part_values(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, str | None]:
@@ -92,7 +93,7 @@ def _stream_part_values(study: Study, tables: Mapping[str, pd.DataFrame]) -> dic
         values |= checkpoint_values(conversion, tables.get("tests", pd.DataFrame()))
     if (overlap := tables.get("overlap")) is not None and len(overlap):
         for arm in OVERLAP_ARMS:
-            values |= overlap_counts(overlap, arm)
+            values |= overlap_counts(overlap[overlap["top_fraction"] == study.probe.top_fraction], arm)
     values |= chosen_learning_rates(tables.get("learning_rate"), study, STREAM_ARMS)
     return values | {f"design/{name}": value for name, value in design_facts(study, tables).items()}
 
