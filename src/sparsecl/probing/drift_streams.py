@@ -54,7 +54,8 @@ class _Reading:
 def drift_of_streams(experiment: Experiment, base: Base, streams: Sequence[Stream]) -> pd.DataFrame:
     """Rows of drift.csv, one per stream of the main order, stage from 1, layer from 0, and measure.
 
-    `streams` may hold any streams of this replicate; references and other orders have no rows of their own. `value` compares
+    `streams` may hold any streams of this replicate; references, other orders and arms of another width than the base's have no
+    rows. `value` compares
     with the same arm before its streams, in the key subspaces of the base. `null` is the same measure between the ends of
     a stage of two runs of full fine-tuning that differ in the order of batches alone: of the arm's stream of order `repeat` and
     its main one, for every method at that stage length; absent elsewhere. `floor` is what two halves of the text before the
@@ -76,6 +77,8 @@ def drift_of_streams(experiment: Experiment, base: Base, streams: Sequence[Strea
 def _rows_of_arm(reading: _Reading, key: list[Tensor], arm: Arm, streams: Sequence[Stream], repeats: Sequence[Stream]) -> list[dict]:
     start = load_arm(reading.experiment, arm)
     before = reading.states(start.model)
+    if before[0].states.shape[-1] != key[0].shape[0]:
+        return []  # a narrower arm has no states in the base's key subspace
     floor = subspace_floor(before, key, reading.experiment.generator("drift-halves"))
     nulls = {repeat.stage_steps: _between_runs(reading, key, start, before, repeat) for repeat in repeats}
     rows = []
