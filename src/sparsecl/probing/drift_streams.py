@@ -55,9 +55,8 @@ def drift_of_streams(experiment: Experiment, base: Base, streams: Sequence[Strea
     """Rows of drift.csv, one per stream of the main order, stage from 1, layer from 0, and measure.
 
     `streams` may hold any streams of this replicate; references, other orders and arms of another width than the base's have no
-    rows. `value` compares
-    with the same arm before its streams, in the key subspaces of the base. `null` is the same measure between the ends of
-    a stage of two runs of full fine-tuning that differ in the order of batches alone: of the arm's stream of order `repeat` and
+    rows. `value` compares with the same arm before its streams, in the key subspaces of the base. `null` is the same measure
+    between the ends of a stage of two runs of full fine-tuning that differ in the order of batches alone: of the arm's stream of order `repeat` and
     its main one, for every method at that stage length; absent elsewhere. `floor` is what two halves of the text before the
     stream give (`subspace_floor`). Raises MissingInput where an arm or a stage is not there.
     """
