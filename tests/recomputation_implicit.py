@@ -93,7 +93,7 @@ def sizes(tables: Mapping[str, pd.DataFrame]) -> Numbers:
         spent = list(cost.loc[(cost["arm"] == "D1") & (cost["job"] == job) & (cost["method"] == method), "tokens"])
         found |= {f"design/{name}_tokens": Number(fmean(spent), "count")} if spent else {}
     found["design/minutes"] = Number(sum(float(row.wall_s) for row in rows(tables["timings"])) / 60, "tenths")
-    found["design/device"] = ", ".join(sorted(set(timings["device"])))
+    found["design/device"] = ", ".join(sorted(set(timings["device"]))).replace("_", r"\_")
     return found
 
 

@@ -114,7 +114,8 @@ def frontier_numbers(part: str, metrics: pd.DataFrame) -> Numbers:
 def common_range(metrics: pd.DataFrame, pair: tuple[str, str]) -> tuple[float, float]:
     """Mean ends of the ranges of own that both runs reach, over the replicates that have one."""
     own: dict[tuple[str, str], list[float]] = {}
-    for row in rows(metrics[(metrics["order"] == "main") & (metrics["metric"] == "own") & (metrics["domain"] == "")]):
+    chosen = (metrics["order"] == "main") & (metrics["metric"] == "own") & (metrics["domain"] == "") & (metrics["kind"] == "all")
+    for row in rows(metrics[chosen]):
         own.setdefault((row.seed, run(row.arm, row.method)), []).append(row.value)
     ends = []
     for seed in {seed for seed, _ in own}:

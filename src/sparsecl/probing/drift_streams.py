@@ -56,9 +56,9 @@ def drift_of_streams(experiment: Experiment, base: Base, streams: Sequence[Strea
 
     `streams` may hold any streams of this replicate; references, other orders and arms of another width than the base's have no
     rows. `value` compares with the same arm before its streams, in the key subspaces of the base. `null` is the same measure
-    between the ends of a stage of two runs of full fine-tuning that differ in the order of batches alone: of the arm's stream of order `repeat` and
-    its main one, for every method at that stage length; absent elsewhere. `floor` is what two halves of the text before the
-    stream give (`subspace_floor`). Raises MissingInput where an arm or a stage is not there.
+    between the ends of a stage of two runs of full fine-tuning that differ in the order of batches alone: of the arm's stream of
+    order `repeat` and its main one, for every method at that stage length; absent elsewhere. `floor` is what two halves of the
+    text before the stream give (`subspace_floor`). Raises MissingInput where an arm or a stage is not there.
     """
     settings = experiment.study.probe.drift
     rows = base.rows(experiment.suite.general[: settings.rows], experiment.study.tokenizer.max_length)
