@@ -219,9 +219,10 @@ def test_a_changed_seed_is_not_answered_with_old_results(smoke, tmp_path):
 
 
 def lean(folder: Path) -> Path:
-    """The smoke study without the arms and streams beside its main protocol, as a file of its own."""
+    """The smoke study without the arms and streams beside its main protocol but for the null of drift, as a file of its own."""
     settings = yaml.safe_load((REPOSITORY / "configs" / "smoke.yaml").read_text())
-    settings.pop("comparison"), settings["continual"].pop("further", None)
+    further = settings["continual"]["further"]
+    settings.pop("comparison"), settings["continual"].update(further={"repeat": further["repeat"]})
     path = folder / "smoke.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return path
@@ -243,13 +244,15 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_tables(tables, tmp_path):
     assert re.search(r"^stopped what a killed run had left running: .*03_continual replicate-validation", finished.stdout, re.M)
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(process.info["cmdline"] or ())]
     found = read_tables(tmp_path / "smoke" / "results")
+    assert set(COLUMNS) - set(found) == {"routing", "update_masks"}  # of models with experts, and of masks of updates
     for table in COLUMNS:
-        if table not in MEASURED_TABLES:
+        if table in found and table not in MEASURED_TABLES:
             rows = found[table]
             kept = rows[[name for name in ("arm", "method", "order", "stage_steps", "job") if name in rows]].drop_duplicates()
             expected = tables[table].merge(kept) if len(kept.columns) else tables[table]
             assert len(rows) > 0
-            pd.testing.assert_frame_equal(rows, expected, obj=table, check_exact=True)
+            # Counts are read as floats where a method of the whole study has none.
+            pd.testing.assert_frame_equal(rows, expected, obj=table, check_exact=True, check_dtype=table != "cost")
 
 
 def test_only_reruns_one_notebook_and_nothing_downstream(smoke):
