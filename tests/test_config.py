@@ -60,11 +60,23 @@ def test_a_block_that_does_not_divide_a_layer(tmp_path, settings):
     assert "arms: S0-8of16: 8of16 needs inputs divisible by 16, but mlp.down_proj has 100" in message
 
 
+def test_learning_rates_are_chosen_or_given(tmp_path, settings):
+    """A rate of its own for a method stands beside a single rate only; the others take that one."""
+    rates = {"lora": 8e-3}
+    settings["continual"] |= {"method_learning_rates": rates}
+    assert "method_learning_rates: given for ['lora'], but the grid of 2 learning_rates" in refused(tmp_path, settings)
+    settings["continual"] |= {"learning_rates": [2e-3]}
+    path = tmp_path / "given.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    stream = load_study(path).continual
+    assert [stream.fixed_learning_rate(method) for method in ("full", "lora", "ewc")] == [2e-3, 8e-3, 2e-3]
+
+
 def test_arms_that_are_compared_are_checked_too(tmp_path, settings):
     message = refused(tmp_path, {**settings, "comparison": {"replicates": 2, "arms": ["S1-5of7"]}})
     assert "arms: S0-5of7: 5of7 needs inputs divisible by 7, but self_attn.q_proj has 64" in message
-    message = refused(tmp_path, {**settings, "comparison": {"replicates": 1, "arms": ["S1-6of8"]}})
-    assert "comparison.replicates (value 1): Input should be greater than or equal to 2" in message
+    message = refused(tmp_path, {**settings, "comparison": {"replicates": 0, "arms": ["S1-6of8"]}})
+    assert "comparison.replicates (value 0): Input should be greater than or equal to 1" in message
 
 
 @pytest.mark.parametrize(("algorithm", "field"), [("maskllm", "maskllm"), ("given", "given_mask")])

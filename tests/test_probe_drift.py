@@ -22,6 +22,7 @@ from sparsecl.probing.drift import (
     drift_between,
     energy_inside,
     key_subspaces,
+    key_subspaces_of,
     scatter_of,
     second_of,
     subspace_floor,
@@ -29,7 +30,7 @@ from sparsecl.probing.drift import (
 )
 from sparsecl.probing.drift_streams import drift_of_streams
 from sparsecl.probing.hidden_moments import AFTER, BEFORE, HiddenMoments
-from sparsecl.probing.hidden_states import HiddenStates, decoder_layers, hidden_states
+from sparsecl.probing.hidden_states import HiddenStates, decoder_layers, hidden_states, sampled_positions
 from sparsecl.streams import Stream
 from sparsecl.tables import COLUMNS
 
@@ -259,6 +260,39 @@ def test_hidden_states_are_those_of_the_model(model, rows, tokenizer):
         decoder_layers(model)
 
 
+def test_a_sample_of_tokens_is_of_the_counted_ones_and_bounds_what_is_held(model, rows, tokenizer):
+    lines, special = lines_of(rows[:30]), tokenizer.all_special_ids
+    every = sampled_positions(lines, 10**6, special, np.random.default_rng(0))
+    assert every == [[place for place, token in enumerate(line) if token not in special] for line in lines]
+    whole, same = (hidden_states(model, lines, 8, excluded_tokens=special, positions=positions) for positions in (None, every))
+    assert all(torch.equal(a.states, b.states) and torch.equal(a.documents, b.documents) for a, b in zip(whole, same, strict=True))
+
+    few = sampled_positions(lines, 40, special, np.random.default_rng(0))
+    assert sum(map(len, few)) == 40 and all(set(some) <= set(all_) for some, all_ in zip(few, every, strict=True))
+    assert few == sampled_positions(lines, 40, special, np.random.default_rng(0))
+    assert few != sampled_positions(lines, 40, special, np.random.default_rng(1))
+    sample = torch.cat([batch.states for batch in hidden_states(model, lines, 8, excluded_tokens=special, positions=few)], 1)
+    assert sample.shape[1] == 40
+    of_document = [torch.cat([batch.of([document]).states for batch in whole], 1) for document in range(30)]
+    kept = [of_document[document][:, every[document].index(place)] for document in range(30) for place in few[document]]
+    wanted = {tuple(token.flatten().tolist()) for token in kept}
+    assert {tuple(token.flatten().tolist()) for token in sample.unbind(1)} == wanted
+
+
+def test_a_sample_tells_the_drift_of_the_whole(model, rows, tokenizer):
+    """Of two models over the same 400 of about 2,000 tokens every measure lies near that of all of them."""
+    lines, special = lines_of(rows[:150]), tokenizer.all_special_ids
+    positions = sampled_positions(lines, 400, special, np.random.default_rng(3))
+
+    def drift(chosen):
+        before, after = (hidden_states(of, lines, 32, excluded_tokens=special, positions=chosen) for of in (model, moved(model, 0.01, 1)))
+        return drift_between(before, after, key_subspaces_of(before, 0.9))
+
+    whole, sample = drift(None), drift(positions)
+    for measure in ("displacement", "cka_distance"):
+        assert sample[measure] == pytest.approx(whole[measure], rel=0.2), measure
+
+
 def moved(model, scale, seed):
     """A copy whose weights are moved at random."""
     other, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
@@ -305,7 +339,7 @@ class Folder:
 @pytest.fixture
 def streams(tmp_path, model, items, rows, tokenizer, monkeypatch):
     """An arm D1 with finished streams: full at two lengths, lora at one, and the repeat of full at one."""
-    experiment = Folder(tmp_path, items, {"rows": 50, "energy": 0.9})
+    experiment = Folder(tmp_path, items, {"rows": 50, "energy": 0.9, "tokens": 4096})
     start = moved(model, 0.001, 7)
     arm = parse_arm("D1")
     monkeypatch.setattr(drift_streams, "load_arm", lambda _experiment, arm: ArmCheckpoint(arm, start, None, "key"))

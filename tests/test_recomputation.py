@@ -314,10 +314,10 @@ def test_printed_measures(compared):
 
 
 def with_several(source: Source, column: str) -> list[str]:
-    """Arms that ran full fine-tuning with several orders or stage lengths of one order."""
+    """Arms that ran full fine-tuning with several orders or stage lengths of one order; `repeat` is the main order once more."""
     found: dict[tuple[str, str], set] = {}
     for run in source.runs:
-        if run.method == "full" and (run.order == "main" or column == "order"):
+        if run.method == "full" and run.order != "repeat" and (run.order == "main" or column == "order"):
             found.setdefault((run.arm, run.seed), set()).add(getattr(run, column))
     return sorted({arm for (arm, _), values in found.items() if len(values) > 1})
 
@@ -369,6 +369,8 @@ def test_crossover(compared):
     if compared.tables["curves"]["score"].isna().all():
         pytest.skip("no scores along the stages")
     arms = ("S1-2of4", "D1")
+    if not {(arm, "full", "main") for arm in arms} <= {(run.arm, run.method, run.order) for run in compared.runs}:
+        pytest.skip("no pair of a sparse and a dense arm")
     steps = compared.study.continual.stage_steps
     found = crossovers(mean_curves(compared.theirs["curves"], compared.theirs["accuracy"], arms, stage_steps=steps), *arms)
     ours, theirs = (stream_curves(compared.tables["curves"], compared.tables["accuracy"], arm) for arm in arms)

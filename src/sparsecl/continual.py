@@ -168,7 +168,7 @@ def chosen_learning_rates(experiment: Experiment) -> Mapping[str, float] | None:
     if experiment.replicate == VALIDATION:
         return None
     if not experiment.study.needs_validation():
-        return dict.fromkeys(experiment.study.swept(), settings.learning_rates[0])
+        return {method: settings.fixed_learning_rate(method) for method in experiment.study.swept()}
     chosen_here = experiment.tree.find(experiment.tree.replicate(VALIDATION), "03_continual.json") is not None
     if not chosen_here and (rates := published_learning_rates(experiment.study)) is not None:
         return rates

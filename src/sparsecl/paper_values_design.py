@@ -117,7 +117,7 @@ def chosen_learning_rates(learning_rate: pd.DataFrame | None, study: Study, arms
 def learning_rates_of(learning_rate: pd.DataFrame | None, study: Study, method: str) -> Mapping[str, float]:
     """Learning rates of a method by arm: chosen on the validation replicate, or the only one of the grid."""
     if len(study.continual.learning_rates) == 1:
-        return dict.fromkeys(study.swept().get(method, ()), study.continual.learning_rates[0])
+        return dict.fromkeys(study.swept().get(method, ()), study.continual.fixed_learning_rate(method))
     if learning_rate is None or learning_rate.empty:
         return {}
     chosen = learning_rate[learning_rate["chosen"].astype(bool) & (learning_rate["method"] == method)]

@@ -139,8 +139,8 @@ class Sparsify(Settings):
 class Comparison(Settings):
     """Conversions and recoveries compared on the first replicates only (algorithms, densities)."""
 
-    replicates: Annotated[int, Field(ge=2)]
-    """How many replicates, from the first, make these arms too, replicates."""
+    replicates: Count
+    """How many replicates, from the first, make these arms too; one has no interval, replicates."""
     arms: tuple[str, ...]
     """Arms beyond `arms`; S1 brings the S0 it starts from, names."""
 
@@ -177,6 +177,8 @@ class Continual(Settings):
     """Rows in a batch, rows."""
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
     """Grid of peak learning rates tried on the validation replicate; one rate means no choice, per step."""
+    method_learning_rates: dict[Literal[tuple(METHODS)], Positive] = {}
+    """Where there is no choice, peak learning rates of single methods, as another study chose them, per step."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay, per step and unit learning rate."""
     warmup: Fraction = 0.05
@@ -199,6 +201,19 @@ class Continual(Settings):
             if unknown := [order for order in streams.orders if order != WILLIAMS and order not in self.all_orders()]:
                 raise ValueError(f"further.{name}.orders: {unknown} unknown; known: {[*self.all_orders(), WILLIAMS]}")
         return self
+
+    @model_validator(mode="after")
+    def _rates_are_given_or_chosen(self):
+        if self.method_learning_rates and len(self.learning_rates) > 1:
+            raise ValueError(
+                f"method_learning_rates: given for {sorted(self.method_learning_rates)}, but the grid of {len(self.learning_rates)} "
+                "learning_rates is tried for every method; give one of the two"
+            )
+        return self
+
+    def fixed_learning_rate(self, method: str) -> float:
+        """The peak learning rate of a method where none is chosen, per step."""
+        return self.method_learning_rates.get(method, self.learning_rates[0])
 
     def all_orders(self) -> dict[str, tuple[str, ...]]:
         """Every order by name: those of the study, of the Williams design over the main one, and its repeat."""
@@ -256,6 +271,8 @@ class DriftProbe(Settings):
     """Share of the energy of D0's hidden states that its key subspace holds, fraction."""
     rows: Count = 200
     """Held-out lines of general text that are read, rows."""
+    tokens: Annotated[int, Field(ge=8)] = 4096
+    """Most tokens of them that are compared, drawn at random; what is held in memory grows with them and not with the text, tokens."""
 
 
 class RoutingProbe(Settings):

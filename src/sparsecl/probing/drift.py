@@ -14,7 +14,7 @@ h_0 and h_t are the hidden states of one layer at the same tokens of general tex
 Principal subspaces are those of the *centred* states: the mean is common to all tokens, says nothing of the text, and would
 fill the share of energy alone. The displacement itself is not centred, as the proposal writes it: moving the mean counts.
 
-All follow from sums over tokens (`hidden_moments`), so that memory does not grow with their number.
+All follow from sums over tokens (`hidden_moments`), layer by layer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sparsecl.probing.hidden_moments import AFTER, BEFORE, HiddenMoments, Layers, Scatter, States, TokenLengths, unbiased_hsic
-from sparsecl.probing.hidden_states import HiddenStates
+from sparsecl.probing.hidden_states import HiddenStates, by_layer
 from sparsecl.probing.subspaces import energy_rank, grassmann_distance, principal_angles, principal_subspace
 
 MEASURES = ("displacement", "cka_distance", "cka_distance_without_top", "largest_angle", "grassmann")
@@ -109,17 +109,25 @@ def drift_between(
     `reference` as of `displacement`. Raises ValueError where the two do not hold the same tokens.
     """
     _check_same_tokens(before, after)
-    layers, _, width = before[0].states.shape
-    moments = HiddenMoments(layers, width, before[0].states.device)
+    references = [None] * len(key) if reference is None else reference.split(1)
+    layers = zip(by_layer(before), by_layer(after), key, references, strict=True)
+    found = [_drift_of_layer(first, second, [basis], size) for first, second, basis, size in layers]
+    return {measure: torch.cat([layer[measure] for layer in found]).cpu() for measure in MEASURES}
+
+
+def _drift_of_layer(
+    before: Sequence[HiddenStates], after: Sequence[HiddenStates], key: Bases, reference: Layers | None
+) -> dict[str, Layers]:
+    """All measures of states that hold one layer."""
+    moments = HiddenMoments(1, before[0].states.shape[2], before[0].states.device)
     for first, second in _pairs(before, after):
         moments.update(first, second)
-    found = {
+    return {
         "displacement": displacement(moments, key, reference),
         "cka_distance": cka_distance(moments),
         "cka_distance_without_top": cka_distance_without_top(moments, _pairs(before, after)),
         **subspace_distances(moments.scatter(BEFORE), moments.scatter(AFTER), key),
     }
-    return {measure: found[measure].cpu() for measure in MEASURES}
 
 
 def subspace_floor(states: Sequence[HiddenStates], key: Bases, generator: np.random.Generator, splits: int = 5) -> dict[str, Layers]:
@@ -136,8 +144,26 @@ def subspace_floor(states: Sequence[HiddenStates], key: Bases, generator: np.ran
     for _ in range(splits):
         order = generator.permutation(documents)
         halves = (order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist())
-        found.append(subspace_distances(*(scatter_of([batch.of(half) for batch in states]) for half in halves), key))
+        found.append(_distances_of_halves(states, halves, key))
     return {measure: torch.stack([split[measure] for split in found]).mean(dim=0) for measure in found[0]}
+
+
+def _distances_of_halves(states: Sequence[HiddenStates], halves: Sequence[list[int]], key: Bases) -> dict[str, Layers]:
+    layers = [
+        subspace_distances(*(scatter_of([batch.of(half) for batch in layer]) for half in halves), [basis])
+        for layer, basis in zip(by_layer(states), key, strict=True)
+    ]
+    return {measure: torch.cat([layer[measure] for layer in layers]) for measure in layers[0]}
+
+
+def key_subspaces_of(states: Sequence[HiddenStates], energy: float) -> list[Float64[Tensor, "width rank"]]:
+    """`key_subspaces` of held states."""
+    return [basis for layer in by_layer(states) for basis in key_subspaces(scatter_of(layer), energy)]
+
+
+def energy_of(states: Sequence[HiddenStates], key: Bases) -> Layers:
+    """`energy_inside` of held states."""
+    return torch.cat([energy_inside(second_of(layer), [basis]) for layer, basis in zip(by_layer(states), key, strict=True)])
 
 
 def scatter_of(states: Iterable[HiddenStates]) -> Scatter:

@@ -1,7 +1,8 @@
 """Representation drift along the finished streams of a replicate: the rows of drift.csv (notebook 04; paper, section Drift).
 
-Every checkpoint is one pass over the same lines of general text. What the arm's states were before its streams is held
-meanwhile: 4 bytes x layers x tokens x width.
+Every checkpoint is one pass over the same lines of general text; compared are the states of the same tokens, at most
+`probe.drift.tokens` of them, so that memory and the comparison's cost do not grow with the text. Held are those of two models:
+4 bytes x layers x tokens x width each.
 """
 
 import math
@@ -19,8 +20,8 @@ from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.lineage import ArmCheckpoint, load_arm
 from sparsecl.methods import FULL, REFERENCES
 from sparsecl.modeling import checkpoint_manifest, load_checkpoint
-from sparsecl.probing.drift import MEASURES, drift_between, energy_inside, key_subspaces, scatter_of, second_of, subspace_floor
-from sparsecl.probing.hidden_states import HiddenStates, hidden_states
+from sparsecl.probing.drift import MEASURES, drift_between, energy_of, key_subspaces_of, subspace_floor
+from sparsecl.probing.hidden_states import HiddenStates, Positions, hidden_states, sampled_positions
 from sparsecl.streams import Stream
 from sparsecl.tables import COLUMNS
 
@@ -29,14 +30,16 @@ Stages = dict[int, Mapping[str, Tensor]]  # stage -> measure -> value per layer
 
 @dataclass(frozen=True)
 class _Reading:
-    """What all checkpoints of a replicate share: the lines, and the key subspaces of the base."""
+    """What all checkpoints of a replicate share: the lines, and which of their tokens are compared."""
 
     experiment: Experiment
     lines: Sequence[Sequence[int]]
+    positions: Positions
     excluded_tokens: Sequence[int]
 
     def states(self, model: nn.Module) -> list[HiddenStates]:
-        return hidden_states(model, self.lines, self.experiment.study.scoring_batch, excluded_tokens=self.excluded_tokens)
+        batch_size = self.experiment.study.scoring_batch
+        return hidden_states(model, self.lines, batch_size, excluded_tokens=self.excluded_tokens, positions=self.positions)
 
     def stage(self, start: ArmCheckpoint, stream: Stream, number: int) -> list[HiddenStates]:
         """States after a stage of a finished stream; MissingInput where its checkpoint is not there or is of another domain."""
@@ -60,10 +63,8 @@ def drift_of_streams(experiment: Experiment, base: Base, streams: Sequence[Strea
     order `repeat` and its main one, for every method at that stage length; absent elsewhere. `floor` is what two halves of the
     text before the stream give (`subspace_floor`). Raises MissingInput where an arm or a stage is not there.
     """
-    settings = experiment.study.probe.drift
-    rows = base.rows(experiment.suite.general[: settings.rows], experiment.study.tokenizer.max_length)
-    reading = _Reading(experiment, [row.ids.tolist() for row in rows], base.tokenizer.all_special_ids)
-    key = key_subspaces(scatter_of(reading.states(base.model)), settings.energy)
+    reading = _reading(experiment, base)
+    key = key_subspaces_of(reading.states(base.model), experiment.study.probe.drift.energy)
     main = [stream for stream in streams if stream.order == MAIN and stream.method not in REFERENCES]
     repeats = [stream for stream in streams if stream.order == REPEAT and stream.method == FULL]
     found: list[dict] = []
@@ -71,6 +72,13 @@ def drift_of_streams(experiment: Experiment, base: Base, streams: Sequence[Strea
         theirs = ([stream for stream in chosen if stream.arm == arm] for chosen in (main, repeats))
         found += _rows_of_arm(reading, key, arm, *theirs)
     return pd.DataFrame(found, columns=list(COLUMNS["drift"]))
+
+
+def _reading(experiment: Experiment, base: Base) -> _Reading:
+    settings, excluded = experiment.study.probe.drift, base.tokenizer.all_special_ids
+    rows = base.rows(experiment.suite.general[: settings.rows], experiment.study.tokenizer.max_length)
+    lines = [row.ids.tolist() for row in rows]
+    return _Reading(experiment, lines, sampled_positions(lines, settings.tokens, excluded, experiment.generator("drift-tokens")), excluded)
 
 
 def _rows_of_arm(reading: _Reading, key: list[Tensor], arm: Arm, streams: Sequence[Stream], repeats: Sequence[Stream]) -> list[dict]:
@@ -90,7 +98,7 @@ def _rows_of_arm(reading: _Reading, key: list[Tensor], arm: Arm, streams: Sequen
 
 def _between_runs(reading: _Reading, key: list[Tensor], start: ArmCheckpoint, before: Sequence[HiddenStates], repeat: Stream) -> Stages:
     """The measures between the ends of each stage of a run and of its repeat, relative to the states before both."""
-    main, reference = replace(repeat, order=MAIN), energy_inside(second_of(before), key)
+    main, reference = replace(repeat, order=MAIN), energy_of(before, key)
     numbers = range(1, 1 + len(repeat.domains(reading.experiment.study.continual)))
     return {
         number: drift_between(reading.stage(start, main, number), reading.stage(start, repeat, number), key, reference)
