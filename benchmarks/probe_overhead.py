@@ -7,7 +7,8 @@ experts of the same width; rows of 64 to 128 tokens in batches of 16, one thread
 of readers, in turns whose order is drawn anew for every batch; reported is the median of the ratios to the plain pass over that
 batch, with its interval. The plain pass is `run_pass` without readers: it forms the logits of the last position alone. Seconds
 are CPU seconds of the thread. `once` is what the making of the tables and of the profile of activations costs beside a pass
-over 96 documents. What drift makes of the hidden states afterwards, between two models, is no part of the pass.
+over 96 documents. `a comparison` is what drift makes of the hidden states of two models afterwards: of at most as many tokens as a study
+compares (`DriftProbe.tokens`), so that it costs the same for any length of text; told as the documents a plain pass reads in that time.
 
 Ends with status 1 where all readers of a model together miss their limit. `plain again` has the same cost by construction: what it
 shows beside 1 is the error of the measurement.
@@ -30,9 +31,11 @@ from torch import nn
 from sparsecl.config import Model
 from sparsecl.modeling import build_model
 from sparsecl.probing.activations import GROUPS, ActivationReader
-from sparsecl.probing.hidden_states import HiddenStateReader
+from sparsecl.probing.drift import drift_between, key_subspaces_of
+from sparsecl.probing.hidden_states import HiddenStateReader, HiddenStates
 from sparsecl.probing.passes import Reader, run_pass
 from sparsecl.probing.routing import RouterReader, SharedGateReader
+from sparsecl.settings import DriftProbe
 
 MOST = 1.10  # of a plain pass
 DENSE = Model(family="qwen3", hidden=512, ffn=1536, layers=4, heads=8, kv_heads=4, head_dim=64)
@@ -82,12 +85,24 @@ def mixture_readers(model: nn.Module) -> ReaderSets:
 
 
 def hidden_states() -> HiddenStateReader:
-    """Collects the states of a batch; what drift makes of them afterwards is no part of the pass."""
+    """Collects the states of a batch."""
     return HiddenStateReader(lambda _states: None)
 
 
 def routing(model: nn.Module) -> list[Reader]:
     return [RouterReader(model, DOCUMENTS, torch.ones(VOCABULARY), GROUPS), SharedGateReader(model, DOCUMENTS, GROUPS)]
+
+
+def comparison_of_two_models() -> float:
+    """CPU seconds of all measures of drift between two sets of states of as many tokens as a study compares at most."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = DriftProbe().tokens
+    before = torch.randn(DENSE.layers, tokens, DENSE.hidden, generator=generator)
+    after = before + 0.3 * torch.randn(before.shape, generator=generator)
+    documents = torch.arange(tokens) // LONGEST
+    first, second = ([HiddenStates(states, documents)] for states in (before, after))
+    key = key_subspaces_of(first, DriftProbe().energy)
+    return float(np.median([seconds_of(lambda: drift_between(first, second, key)) for _ in range(3)]))
 
 
 def seconds_of(action: Callable[[], object]) -> float:
@@ -136,6 +151,9 @@ def main() -> int:
     once = once_a_pass(dense)
     share = once / (np.median(seconds[PLAIN]) * DOCUMENTS / BATCH)
     print(f"once: {1000 * once:.1f} ms, {100 * share:.1f} % of a pass over {DOCUMENTS} documents")
+    compared = comparison_of_two_models()
+    documents = compared / np.median(seconds[PLAIN]) * BATCH
+    print(f"a comparison: {compared:.2f} s for {DriftProbe().tokens} tokens, a plain pass over {documents:.0f} documents")
     return 0 if all(kept) else 1
 
 

@@ -124,6 +124,15 @@ def test_a_method_that_fills_zeros_is_refused_on_a_sparse_arm(tmp_path, settings
         load_study(path)
 
 
+def test_a_method_that_chooses_what_it_trains_is_refused_on_an_arm_with_confined_updates(tmp_path, settings):
+    path = tmp_path / "study.yaml"
+    for method in ("activation-mask", "lora", "orthogonal-lora", "osf"):
+        settings["continual"]["further"]["confined"] = {"replicates": 1, "arms": ["Dg-2of4"], "methods": ["full", "replay", method]}
+        path.write_text(yaml.safe_dump(settings))
+        with pytest.raises(ValueError, match=rf"further.confined: \['{method}'\] choose what they train, and so does \['Dg-2of4'\]"):
+            load_study(path)
+
+
 def test_a_control_takes_the_learning_rate_of_its_method_and_a_repeat_is_no_order_of_its_own(settings):
     study = load_study("smoke")
     assert "activation-mask" in study.swept() and "activation-mask-random" not in study.swept()

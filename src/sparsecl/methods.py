@@ -40,3 +40,4 @@ METHODS = {
 RATE_OF = {"activation-mask-random": "activation-mask"}
 DENSE_ONLY = ("osf",)  # their result has no zeros
 REFERENCES = (SINGLE, JOINT)  # they are no streams of domains and use the learning rate of `full`
+WHOLE_WEIGHTS = (FULL, "replay", "ewc", *REFERENCES)  # they train the weights as they are, so that Dg can confine their updates
