@@ -58,7 +58,7 @@ def values(study, tables, verdicts):
 
 
 def keys_in(text: str) -> set[str]:
-    keys = set(re.findall(r"\\(?:val|ifvalue){([^}#]+)}", text))
+    keys = set(re.findall(r"\\(?:val|ifvalue|replicates){([^}#]+)}", text))
     for command, endings in EXPANDED.items():
         keys |= {front + ending for front in re.findall(rf"\\{command}{{([^}}#]+)}}", text) for ending in endings}
     return keys
@@ -250,7 +250,7 @@ def test_the_last_domain_has_no_forgetting(study, tables):
 
 def test_no_result_is_typed_in_the_text():
     """Digits stand only in keys, labels, references, layout, names of hypotheses, patterns and files, and levels of statements."""
-    one, two = "(?:val|ci|paperfigure|papertable|studyof|ref|label|texttt|cite[tp]?)", "(?:ifvalue|ifverdict|setlength)"
+    one, two = "(?:val|ci|replicates|paperfigure|papertable|studyof|ref|label|texttt|cite[tp]?)", "(?:ifvalue|ifverdict|setlength)"
     allowed = [
         r"(?<!\\)%.*", rf"\\{one}{{[^}}]*}}", rf"\\{two}{{[^}}]*}}(?:{{[\w.]*}})?", r"\d:\d", r"9[05]\\,\\%", r"\$[^$]*\$",
         r"\\begin{(align|equation)}.*?\\end{\1}", r"MBPP|GSM8K|CLINC150|WikiText-2|Qwen3(?:\.5)?",

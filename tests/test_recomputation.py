@@ -296,11 +296,16 @@ def test_printed_measures(compared):
         form, name = forms.get(metric, points), metric + ("" if kind == "all" else f"-{kind}")
         arms = {arm: list(found.values()) for (arm, *rest), found in compared.values.items() if rest == [metric, kind]}
         for arm, found in arms.items():
-            centre, sd, n = float(np.mean(found)), spread(found), len(found)
-            half = stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
-            for statistic, value in {"mean": centre, "sd": sd, "ci_low": centre - half, "ci_high": centre + half}.items():
-                compare(f"{name}/{arm}/{statistic}", value, form)
+            centre, n = float(np.mean(found)), len(found)
+            compare(f"{name}/{arm}/mean", centre, form)
             compare(f"{name}/{arm}/n", n, count)
+            if n < 2:  # one replicate has no spread, and none is printed
+                wrong += [key for key in (f"{name}/{arm}/{statistic}" for statistic in ("sd", "ci_low", "ci_high")) if values.get(key)]
+                continue
+            sd = spread(found)
+            half = stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)
+            for statistic, value in {"sd": sd, "ci_low": centre - half, "ci_high": centre + half}.items():
+                compare(f"{name}/{arm}/{statistic}", value, form)
         for treatment, control in product(arms, arms):
             if values.get(f"{name}/{treatment}-minus-{control}/estimate") is None:
                 continue
