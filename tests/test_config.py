@@ -60,16 +60,24 @@ def test_a_block_that_does_not_divide_a_layer(tmp_path, settings):
     assert "arms: S0-8of16: 8of16 needs inputs divisible by 16, but mlp.down_proj has 100" in message
 
 
-def test_learning_rates_are_chosen_or_given(tmp_path, settings):
-    """A rate of its own for a method stands beside a single rate only; the others take that one."""
-    rates = {"lora": 8e-3}
-    settings["continual"] |= {"method_learning_rates": rates}
-    assert "method_learning_rates: given for ['lora'], but the grid of 2 learning_rates" in refused(tmp_path, settings)
-    settings["continual"] |= {"learning_rates": [2e-3]}
+def test_a_learning_rate_is_tried_or_given(tmp_path, settings):
+    """The grid is tried for every method that has no rate of its own; with a single rate nothing is tried."""
     path = tmp_path / "given.yaml"
+    settings["continual"] |= {"learning_rates": [1e-3, 2e-3], "method_learning_rates": {"ewc": 8e-3}}
     path.write_text(yaml.safe_dump(settings))
-    stream = load_study(path).continual
-    assert [stream.fixed_learning_rate(method) for method in ("full", "lora", "ewc")] == [2e-3, 8e-3, 2e-3]
+    study = load_study(path)
+    assert set(study.streamed()) - set(study.swept()) == {"ewc"} and study.needs_validation()
+    assert study.continual.fixed_learning_rate("ewc") == 8e-3
+
+    settings["continual"] |= {"learning_rates": [2e-3]}
+    path.write_text(yaml.safe_dump(settings))
+    study = load_study(path)
+    assert study.swept() == {} and not study.needs_validation() and study.replicate_names()[0] == 0
+    assert [study.continual.fixed_learning_rate(method) for method in ("full", "lora", "ewc")] == [2e-3, 2e-3, 8e-3]
+
+    for method in ("joint", "activation-mask-random"):
+        settings["continual"]["method_learning_rates"] = {method: 1e-3}
+        assert f"method_learning_rates: ['{method}'] do not run or take another's rate" in refused(tmp_path, settings)
 
 
 def test_arms_that_are_compared_are_checked_too(tmp_path, settings):
@@ -94,7 +102,7 @@ def test_a_replicate_makes_the_compared_arms_up_to_their_number(tmp_path, settin
         "comparison": {"replicates": 2, "arms": ["S1-6of8", "S1-2of4-random"]},
         "ladder": settings["ladder"] | {"replicates": 3},
     }
-    settings["continual"] |= {"arms": ["D1", "S1-2of4"], "further": {}}
+    settings["continual"] |= {"arms": ["D1", "S1-2of4"], "further": {}, "method_learning_rates": {}}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(settings))
     study = load_study(path)

@@ -464,7 +464,17 @@ def absent(values, part="main"):
 def test_a_smaller_study_leaves_dashes(values):
     study, tables = load_study("builtin"), example_tables(replicates=3)
     smaller = part_values(study, tables)
-    for prefix in ("frontier", "orders", "methods/lora", "doses", "budgets", "inference", "verdict", "own/Dnz-0.5"):
+    for prefix in (
+        "frontier",
+        "orders",
+        "methods/lora/D1",
+        "methods/lora/S1-2of4",
+        "doses",
+        "budgets",
+        "inference",
+        "verdict",
+        "own/Dnz-0.5",
+    ):
         assert not [key for key, value in smaller.items() if key.startswith(prefix) and value is not None], prefix
     assert smaller["crossover/S1-2of4-minus-D1/replicates"] == "3" and smaller["own/D1/mean"]
     assert set(paper_tables.part_tables(study, tables)) & STREAM_TABLES == {"efficiency", "fractions"}

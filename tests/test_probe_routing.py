@@ -273,7 +273,7 @@ def test_a_stream_that_has_not_ended_is_named(monkeypatch):
     experiment = SimpleNamespace(study=study, replicate=2, find=lambda *place: None, write_path=lambda *place: Path(*place))
     unfinished = Stream(parse_arm("D1"), "lora", "main", 1e-3, study.continual.stage_steps)
     monkeypatch.setattr(probed_arms, "planned_streams", lambda *about: [unfinished])
-    monkeypatch.setattr(probed_arms, "chosen_learning_rates", lambda about: None)
+    monkeypatch.setattr(probed_arms, "learning_rates", lambda about: None)
     with pytest.raises(MissingInput, match="stage-4 is not there: run notebook 03_continual with replicate = 2, or .* --only 03_continual"):
         list(probed_arms._ends(experiment, None))
 

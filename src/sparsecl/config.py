@@ -114,6 +114,8 @@ class Study(Settings):
             raise ValueError(f"continual.arms: {sorted(absent)} are not among arms {self.arms}; add them there")
         for name, streams in self.continual.further.items():
             self._check_further(name, streams)
+        if unused := sorted(set(self.continual.method_learning_rates) - set(self.streamed())):
+            raise ValueError(f"continual.method_learning_rates: {unused} do not run or take another's rate; runs: {list(self.streamed())}")
         self._check_probes()
         for density in sorted({arm.density for arm in self.all_arms() if arm.lineage in ("Dnz", "Dcut")}):
             if f"{density:g}" not in self.narrow:
@@ -196,10 +198,10 @@ class Study(Settings):
         shapes = {} if self.ladder is None else dict(zip(self.ladder.arms, self.ladder.shapes.values(), strict=True))
         return {"D0": self.model.hidden, **{name: shape.hidden for name, shape in shapes.items()}}
 
-    def swept(self) -> dict[str, tuple[str, ...]]:
-        """The arms whose learning rate is swept, by method: those of every replicate, and of another method its own.
+    def streamed(self) -> dict[str, tuple[str, ...]]:
+        """The arms that decide on a method's learning rate: those of every replicate, and of another method its own.
 
-        References and controls that take the rate of another method have no sweep.
+        References and controls that take the rate of another method have none.
         """
         arms = {FULL: self.continual.arms}
         for streams in self.continual.further.values():
@@ -207,9 +209,14 @@ class Study(Settings):
                 arms[method] = tuple(dict.fromkeys((*arms.get(method, ()), *streams.arms)))
         return dict(sorted(arms.items()))
 
+    def swept(self) -> dict[str, tuple[str, ...]]:
+        """Of these the methods for which the grid is tried; the others have a fixed learning rate."""
+        given = self.continual.method_learning_rates
+        return {method: arms for method, arms in self.streamed().items() if len(self.continual.learning_rates) > 1 and method not in given}
+
     def needs_validation(self) -> bool:
         """Whether a learning rate has to be chosen, i.e. the validation replicate runs."""
-        return len(self.continual.learning_rates) > 1
+        return bool(self.swept())
 
     def base_of(self, replicate: int | str) -> int | str:
         """The replicate whose job trains the base that `replicate` starts from."""

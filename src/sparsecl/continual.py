@@ -162,13 +162,16 @@ def _train_stage(
     return curve, costs | ({} if start.update_masks else {"trainable": stage.trainable})
 
 
-def chosen_learning_rates(experiment: Experiment) -> Mapping[str, float] | None:
-    """The learning rate of every method: the only one of the grid, or what the validation replicate chose, here or as published."""
-    settings = experiment.study.continual
+def learning_rates(experiment: Experiment) -> Mapping[str, float] | None:
+    """The learning rate of every method: fixed by the study, or what the validation replicate chose, here or as published."""
+    study = experiment.study
     if experiment.replicate == VALIDATION:
         return None
-    if not experiment.study.needs_validation():
-        return {method: settings.fixed_learning_rate(method) for method in experiment.study.swept()}
+    fixed = {method: study.continual.fixed_learning_rate(method) for method in study.streamed() if method not in study.swept()}
+    return fixed | (_chosen_learning_rates(experiment) if study.needs_validation() else {})
+
+
+def _chosen_learning_rates(experiment: Experiment) -> Mapping[str, float]:
     chosen_here = experiment.tree.find(experiment.tree.replicate(VALIDATION), "03_continual.json") is not None
     if not chosen_here and (rates := published_learning_rates(experiment.study)) is not None:
         return rates
@@ -177,7 +180,7 @@ def chosen_learning_rates(experiment: Experiment) -> Mapping[str, float] | None:
 
 def continual_tables(experiment: Experiment, base: Base) -> tuple[dict[str, list[dict]], Mapping[str, float]]:
     """Run all planned streams of this replicate; return the rows of all tables and the learning rates by method."""
-    rates = chosen_learning_rates(experiment)
+    rates = learning_rates(experiment)
     examination = Examination(experiment, base)
     results = [(stream, run_stream(experiment, base, examination, stream)) for stream in planned_streams(experiment, base, rates)]
     if experiment.replicate == VALIDATION:

@@ -69,7 +69,7 @@ def design_facts(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, 
 
 def _method_facts(study: Study) -> dict[str, str | None]:
     """Settings of the methods that the study runs beside the main protocol."""
-    used, settings = study.swept(), study.continual.method_settings
+    used, settings = study.streamed(), study.continual.method_settings
     facts: dict[str, str | None] = dict.fromkeys(METHOD_DESIGN)
     if "lora" in used:
         facts |= {"lora_rank": count(settings.lora.rank), "lora_alpha": rate(settings.lora.alpha)}
@@ -115,9 +115,9 @@ def chosen_learning_rates(learning_rate: pd.DataFrame | None, study: Study, arms
 
 
 def learning_rates_of(learning_rate: pd.DataFrame | None, study: Study, method: str) -> Mapping[str, float]:
-    """Learning rates of a method by arm: chosen on the validation replicate, or the only one of the grid."""
-    if len(study.continual.learning_rates) == 1:
-        return dict.fromkeys(study.swept().get(method, ()), study.continual.fixed_learning_rate(method))
+    """Learning rates of a method by arm: chosen on the validation replicate, or fixed by the study."""
+    if method not in study.swept():
+        return dict.fromkeys(study.streamed().get(method, ()), study.continual.fixed_learning_rate(method))
     if learning_rate is None or learning_rate.empty:
         return {}
     chosen = learning_rate[learning_rate["chosen"].astype(bool) & (learning_rate["method"] == method)]

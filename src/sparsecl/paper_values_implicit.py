@@ -75,7 +75,7 @@ def _probe_facts(study: Study) -> dict[str, str | None]:
 
 def _method_facts(study: Study) -> dict[str, str | None]:
     """Settings of the methods that the study runs."""
-    used, settings, facts = study.swept(), study.continual.method_settings, {}
+    used, settings, facts = study.streamed(), study.continual.method_settings, {}
     if "activation-mask" in used:
         mask = settings.activation_mask
         facts |= {"mask_fraction": rate(100 * mask.fraction), "mask_rows": count(mask.probe_rows)}

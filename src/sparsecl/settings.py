@@ -178,7 +178,7 @@ class Continual(Settings):
     learning_rates: Annotated[tuple[Positive, ...], Field(min_length=1)]
     """Grid of peak learning rates tried on the validation replicate; one rate means no choice, per step."""
     method_learning_rates: dict[Literal[tuple(METHODS)], Positive] = {}
-    """Where there is no choice, peak learning rates of single methods, as another study chose them, per step."""
+    """Peak learning rates of methods that the grid is not tried for, as another study chose them, by method, per step."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay, per step and unit learning rate."""
     warmup: Fraction = 0.05
@@ -202,17 +202,8 @@ class Continual(Settings):
                 raise ValueError(f"further.{name}.orders: {unknown} unknown; known: {[*self.all_orders(), WILLIAMS]}")
         return self
 
-    @model_validator(mode="after")
-    def _rates_are_given_or_chosen(self):
-        if self.method_learning_rates and len(self.learning_rates) > 1:
-            raise ValueError(
-                f"method_learning_rates: given for {sorted(self.method_learning_rates)}, but the grid of {len(self.learning_rates)} "
-                "learning_rates is tried for every method; give one of the two"
-            )
-        return self
-
     def fixed_learning_rate(self, method: str) -> float:
-        """The peak learning rate of a method where none is chosen, per step."""
+        """The peak learning rate of a method for which none is chosen, per step."""
         return self.method_learning_rates.get(method, self.learning_rates[0])
 
     def all_orders(self) -> dict[str, tuple[str, ...]]:

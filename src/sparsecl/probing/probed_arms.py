@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsecl.arms import RUNG, Arm
 from sparsecl.base import Base
-from sparsecl.continual import chosen_learning_rates
+from sparsecl.continual import learning_rates
 from sparsecl.domain_orders import MAIN
 from sparsecl.experiment import Experiment, MissingInput
 from sparsecl.lineage import ArmCheckpoint, load_arm
@@ -60,7 +60,7 @@ def drift_of_arms(experiment: Experiment, base: Base) -> pd.DataFrame:
     """Rows of drift.csv: every stream of domains in the main order, against its arm before it; empty where not asked for."""
     if experiment.study.probe.drift is None:
         return pd.DataFrame(columns=list(COLUMNS["drift"]))
-    return drift_of_streams(experiment, base, planned_streams(experiment, base, chosen_learning_rates(experiment)))
+    return drift_of_streams(experiment, base, planned_streams(experiment, base, learning_rates(experiment)))
 
 
 def _ends(experiment: Experiment, base: Base) -> Iterator[tuple[Stream, int, nn.Module]]:
@@ -68,7 +68,7 @@ def _ends(experiment: Experiment, base: Base) -> Iterator[tuple[Stream, int, nn.
 
     MissingInput where the last stage of one is not there.
     """
-    for stream in planned_streams(experiment, base, chosen_learning_rates(experiment)):
+    for stream in planned_streams(experiment, base, learning_rates(experiment)):
         if stream.order == MAIN and stream.method not in REFERENCES and stream.has_main_length(experiment.study):
             last = len(stream.domains(experiment.study.continual))
             place = ("streams", stream.arm.name, stream.folder, f"stage-{last}")
