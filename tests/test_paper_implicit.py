@@ -28,7 +28,7 @@ SETTING_NAMES = """
     recover_learning_rate stage_steps stage_batch learning_rate_grid weight_decay clip algorithm dampening calibration_rows layers hidden
     ffn heads kv_heads head_dim vocabulary max_length dtype test_items general_items facts_per_domain fact_share probe_items top_fraction
     permutations seed curve_items comparison_replicates lora_rank lora_alpha replay_lines replay_share top_fractions gradient_batches
-    gradient_rows gradient_rank drift_energy drift_rows ladder_widths ladder_replicates mask_fraction mask_rows branch_fraction
+    gradient_rows gradient_rank drift_energy drift_rows drift_tokens ladder_widths ladder_replicates mask_fraction mask_rows branch_fraction
     orthogonal_energy orthogonal_rows o_lora_l1 osf_frozen experts experts_per_token top_p further/methods/replicates
     further/methods/stage_steps further/methods/orders further/frontier/replicates further/frontier/stage_steps further/frontier/orders
     margin alpha status"""

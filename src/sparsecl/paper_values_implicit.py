@@ -22,7 +22,7 @@ IMPLICIT = "implicit"
 PARTS = (IMPLICIT, MOE)
 MAIN_CONTRASTS = {"H5A": "D1:activation-mask - D1", "H5B": "D1:orthogonal-lora - D1"}  # as tests.csv names them
 PROBE_DESIGN = (
-    "top_fractions", "gradient_batches", "gradient_rows", "gradient_rank", "drift_energy", "drift_rows", "ladder_widths",
+    "top_fractions", "gradient_batches", "gradient_rows", "gradient_rank", "drift_energy", "drift_rows", "drift_tokens", "ladder_widths",
     "ladder_replicates", "mask_fraction", "mask_rows", "branch_fraction", "orthogonal_energy", "orthogonal_rows", "o_lora_l1",
     "osf_frozen", "experts", "experts_per_token", "top_p",
 )  # fmt: skip
@@ -67,7 +67,11 @@ def _probe_facts(study: Study) -> dict[str, str | None]:
     if probe.gradients:
         facts |= {f"gradient_{name}": count(getattr(probe.gradients, name)) for name in ("batches", "rows", "rank")}
     if probe.drift:
-        facts |= {"drift_energy": rate(100 * probe.drift.energy), "drift_rows": count(probe.drift.rows)}
+        facts |= {
+            "drift_energy": rate(100 * probe.drift.energy),
+            "drift_rows": count(probe.drift.rows),
+            "drift_tokens": count(probe.drift.tokens),
+        }
     if probe.routing:
         facts["top_p"] = rate(100 * probe.routing.top_p)
     return facts
