@@ -349,7 +349,7 @@ def test_a_branch_stage_trains_every_place_and_leaves_plain_transformers(model, 
     save_checkpoint(model, tmp_path / "stage", masks, arm="D1", key="k")
     assert torch.equal(weights_of(load_checkpoint(tmp_path / "stage", masks)), weights_of(model))
     if is_sparse:
-        assert stage.sparsity == {"merged": 0.5, "unmerged": pytest.approx(0.5 * masks.size / (masks.size + stage.trainable))}
+        assert stage.measures == {"merged": 0.5, "unmerged": pytest.approx(0.5 * masks.size / (masks.size + stage.trainable))}
 
 
 def test_stacked_experts_have_no_branch(tokenizer, rows):

@@ -414,7 +414,7 @@ def test_sparsity_is_reported_merged_and_unmerged(model, rows):
     stage = run_stage(model, masks, method_of("lora", SETTINGS), context(rows, 0))
     adapter = sum(4 * sum(weight.shape) for weight in masks.weights.values())  # A is 4 x inputs, B outputs x 4
     assert stage.trainable == adapter
-    assert stage.sparsity == {"merged": 0.5, "unmerged": pytest.approx(0.5 * masks.size / (masks.size + adapter))}
+    assert stage.measures == {"merged": 0.5, "unmerged": pytest.approx(0.5 * masks.size / (masks.size + adapter))}
 
 
 def test_an_unmasked_adapter_would_break_the_topology(model):

@@ -98,7 +98,7 @@ def test_the_penalty_drives_the_new_input_directions_apart_from_the_old_ones(mod
                 float((normed(earlier[name]) @ normed(layer.lora_A[ADAPTER].weight.detach()).T).abs().mean())
                 for name, layer in adapter_layers(current).items()
             )
-        assert 0 < stage.sparsity["protected_component"] < 1
+        assert 0 < stage.measures["protected_component"] < 1
     assert cosines[0.5] < 0.6 * cosines[1e-6]
 
 
@@ -107,7 +107,7 @@ def test_on_a_sparse_arm_the_topology_is_kept(model, rows):
     for number in range(2):
         stage = run_stage(model, masks, method, context(rows, number))
         assert_masks(model, masks, "after the stage")
-    assert stage.sparsity["merged"] == 0.5 and stage.adapter_rank == 4
+    assert stage.measures["merged"] == 0.5 and stage.adapter_rank == 4
 
 
 def test_a_broken_state_and_one_of_another_moment_are_refused(model, rows, tmp_path):
@@ -164,7 +164,7 @@ def test_adamw_leaves_the_subspace_off_which_peft_projects_the_gradients_alone(m
                 trailing = layer.osf_svd_params[ADAPTER]["U_low"].detach()
                 shares.append(float((left[:, : layer.effective_rank[ADAPTER]].T @ trailing).norm() / trailing.norm()))
             drift[optimiser] = max(shares)
-        assert (stage.sparsity["protected_component"] > 1e-2) == (optimiser == "adamw")
+        assert (stage.measures["protected_component"] > 1e-2) == (optimiser == "adamw")
     assert drift["sgd"] < 1e-5 and 1e-3 < drift["adamw"] < 0.2
 
 

@@ -164,7 +164,7 @@ def test_what_adamw_applied_lies_outside_the_protected_subspace(model, rows, bas
     for name, update in moved.items():
         assert update.norm() > 0.05 * start[name].norm()
         assert float((update @ bases[name]).norm() / update.norm()) <= 1e-5, name
-    assert stage.sparsity["protected_component"] <= 1e-6  # without the rounding of the merged weights
+    assert stage.measures["protected_component"] <= 1e-6  # without the rounding of the merged weights
 
 
 def test_projecting_the_gradients_alone_would_not_do(model, rows):
@@ -227,7 +227,7 @@ def test_on_a_sparse_arm_masked_gradients_keep_the_loss_to_first_order_though_th
     first_order = sum(float((updates[name] * values).sum()) for name, values in gradients.items())
     sizes = sum(float((updates[name] * values).abs().sum()) for name, values in gradients.items())
     assert abs(first_order) < 1e-4 * sizes
-    assert 0.05 < stage.sparsity["protected_component"] < 1
+    assert 0.05 < stage.measures["protected_component"] < 1
     assert_masks(model, masks, "after the stage")
 
 
@@ -260,7 +260,7 @@ def test_a_layer_with_nothing_left_to_learn_in_stays_as_it_is(model, rows):
     stage = run_stage(model, None, method, context(rows, 1))
     assert torch.equal(prunable_weights(model)[names[0]], start[names[0]])
     assert all(not torch.equal(prunable_weights(model)[name], start[name]) for name in names[1:])
-    assert stage.sparsity["full_layers"] == 1
+    assert stage.measures["full_layers"] == 1
     assert stage.trainable == sum(4 * sum(start[name].shape) for name in names[1:])
 
 

@@ -114,7 +114,7 @@ def _run_stage(
         "curve": curve,
         "costs": costs,
         "selections": stage.selections,
-        "method": {name: value if isfinite(value) else None for name, value in stage.sparsity.items()},
+        "measures": {name: value if isfinite(value) else None for name, value in stage.measures.items()},
     }
 
 

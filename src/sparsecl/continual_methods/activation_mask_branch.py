@@ -50,7 +50,7 @@ class ActivationMaskBranch(ActivationMask):
         )
         yield stage
         merge_adapters(adapted, masks, f"merging the branch of {context.domain}")
-        stage.sparsity = sparsities(model, stage.trainable)
+        stage.measures = sparsities(model, stage.trainable)
         self._history.add(context.domain, choice.selected)
 
 

@@ -41,7 +41,7 @@ class LowRankAdaptation(Method):
             stage = Stage(rows, plan, None, trainable, adapter_rank=rank if known else None, flops_known=known)
             yield stage
         merge_adapters(adapted, masks, f"merging the adapters of {context.domain}")
-        stage.sparsity = sparsities(model, stage.trainable)
+        stage.measures = sparsities(model, stage.trainable)
 
 
 def add_adapters(model: nn.Module, masks: Masks | None, settings: Lora) -> LoraModel:

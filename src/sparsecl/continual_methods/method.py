@@ -39,7 +39,7 @@ class StageContext:
 
 @dataclass
 class Stage:
-    """What to train on and how; `extra`, `probe`, their seconds, `sparsity` and `selections` are known when the stage has ended."""
+    """What to train on and how; `extra`, `probe`, their seconds, `measures` and `selections` are known when the stage has ended."""
 
     rows: Sequence[Row]
     plan: list[np.ndarray]  # indices into `rows`, one array a step
@@ -54,7 +54,7 @@ class Stage:
     probe: Consumption | None = None  # what is passed forward alone
     extra_seconds: float = 0.0  # what both took
     selections: list[dict] = field(default_factory=list)  # rows of update_masks.csv without the keys of the stream
-    sparsity: dict[str, float] = field(default_factory=dict)  # share of zeros, where the method has more than one answer
+    measures: dict[str, float] = field(default_factory=dict)  # what the method tells of its stage: shares of zeros, of a protected subspace
 
 
 class Method(ABC):

@@ -52,7 +52,7 @@ class PenalisedLowRankAdaptation(LowRankAdaptation):
             new = {name: layer.lora_A[ADAPTER].weight.detach().clone() for name, layer in adapters.items()}
             component = protected_component(updates_of(adapters), _row_spaces(self._earlier)) if self._earlier else None
         if component is not None:
-            stage.sparsity |= {"protected_component": component}
+            stage.measures |= {"protected_component": component}
         self._earlier = {name: torch.cat([self._earlier[name], a]) if self._earlier else a for name, a in new.items()}
         self._domains = (*context.earlier, context.domain)
 

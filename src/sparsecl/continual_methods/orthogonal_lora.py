@@ -7,7 +7,7 @@ AdamW divides it element by element and carries momentum, and its step is not or
 was applied is projected, at the start and after every step: ``A <- A (I - M M^T)``.
 
 The threshold has no cap. A layer whose basis fills its input space can learn nothing more and is left untrained
-(`Stage.sparsity`: `full_layers`). On a sparse arm the update is ``K * (alpha / r * B A)`` with the layer's mask K
+(`Stage.measures`: `full_layers`). On a sparse arm the update is ``K * (alpha / r * B A)`` with the layer's mask K
 (`masked_lora`), and the topology has priority: dW M is then not zero. How much of the update lies in the protected
 subspace is recorded as `protected_component`; with a basis of (masked) gradients earlier losses are kept to first order
 even so, see `protected_subspace.gradient_moments`.
@@ -66,7 +66,7 @@ class OrthogonalLowRankAdaptation(LowRankAdaptation):
             yield stage
             component = protected_component(updates_of(adapters), self._bases) if self._bases else None
         if component is not None:
-            stage.sparsity |= {"protected_component": component, "protected_share": _share(self._bases), "full_layers": len(full)}
+            stage.measures |= {"protected_component": component, "protected_share": _share(self._bases), "full_layers": len(full)}
         if not context.is_last:
             self._protect(model, stage, masks, context)
 

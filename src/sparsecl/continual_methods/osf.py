@@ -52,7 +52,7 @@ class OrthogonalSubspaceFineTuning(Method):
             layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, OSFLayer)}
             updates = {name: layer.get_delta_weight(ADAPTER) for name, layer in layers.items()}
             frozen = {name: frozen_inputs(layer) for name, layer in layers.items()}
-        stage.sparsity = {"protected_component": protected_component(updates, frozen)}
+        stage.measures = {"protected_component": protected_component(updates, frozen)}
         adapted.merge_and_unload(safe_merge=True)
         model.requires_grad_(True)
 
