@@ -126,6 +126,9 @@ def routing(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
                 found = {"measure": measure, "value": value + 0.02 * (number - 1.5) + generator.normal(0, 0.005)}
                 levels = ABSENT_LEVELS | ({"null_label": 1.3, "p_label": 0.01} if measure == "specialisation_max" else {})
                 rows.append({**keys, "domain_a": domain, "domain_b": "", **found, **levels})
+            for expert in range(len(DOMAINS)):  # each domain has its own, in another place in every replicate
+                found = {"measure": f"load/{expert}", "value": 0.7 if expert == (number + seed) % len(DOMAINS) else 0.1}
+                rows.append({**keys, "domain_a": domain, "domain_b": "", **found, **ABSENT_LEVELS})
         found = {"measure": "load_maxvio", "value": 0.5 + diverged + generator.normal(0, 0.02)}
         rows.append({**keys, "domain_a": "general", "domain_b": "", **found, **ABSENT_LEVELS})
     return tidy("routing", rows)
@@ -170,6 +173,19 @@ def drift(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
                         keys = {"stage": stage, "stage_domain": domain, "layer": layer, "measure": measure}
                         rows.append({**run, **keys, "value": value, "null": 0.15 * factor, "floor": floors.get(measure)})
     return tidy("drift", rows)
+
+
+def stage_measures(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
+    """What orthogonal LoRA tells of its stages after the first: next to nothing inside its subspace on D1, half of the update on S1."""
+    rows = []
+    for arm, inside in (("D1", 5e-8), ("S1-2of4", 0.5)):
+        runs = ((seed, stage, steps) for steps in (*LENGTHS, STAGE_STEPS) for seed in seeds_of(steps, replicates) for stage in (2, 3, 4))
+        for seed, stage, steps in runs:
+            keys = {"arm": arm, "method": "orthogonal-lora", "order": "main", "stage_steps": steps, "seed": seed, "stage": stage}
+            inside_here = inside * generator.uniform(0.8, 1.2) * (1 if steps == STAGE_STEPS else 3)
+            found = {"protected_component": inside_here, "protected_share": 0.2 * stage / 2 + 0.01 * generator.normal(), "full_layers": 0}
+            rows += [{**keys, "stage_domain": DOMAINS[stage - 1], "measure": name, "value": value} for name, value in found.items()]
+    return tidy("stage_measures", rows)
 
 
 def update_masks(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
@@ -222,10 +238,11 @@ def accuracy(generator: np.random.Generator, replicates: int) -> pd.DataFrame:
 def _tables(replicates: int, seed: int) -> dict[str, pd.DataFrame]:
     makers = (overlap, gradients, routing, drift, update_masks)
     tables = {make.__name__: make(np.random.default_rng([seed, number]), replicates) for number, make in enumerate(makers)}
+    tables["stage_measures"] = stage_measures(np.random.default_rng([seed, len(makers) + 1]), replicates)
     # The same draws behind both, so that metrics are those of the scores.
     return tables | {make.__name__: make(np.random.default_rng([seed, len(makers)]), replicates) for make in (accuracy, metrics)}
 
 
 def example_probes(replicates: int = 3, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """overlap, gradients, routing, drift, update_masks, accuracy and metrics, by name."""
+    """overlap, gradients, routing, drift, update_masks, stage_measures, accuracy and metrics, by name."""
     return {name: table.copy() for name, table in _tables(replicates, seed).items()}

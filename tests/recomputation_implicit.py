@@ -11,7 +11,7 @@ from statistics import fmean
 import pandas as pd
 from recomputation import rows
 from recomputation_design import deciding, power
-from recomputation_drift import displacements, drift_numbers, drift_table, masks
+from recomputation_drift import displacements, drift_numbers, drift_table, main_length, masks
 from recomputation_printed import (
     Cell,
     Number,
@@ -26,7 +26,9 @@ from recomputation_printed import (
     results,
 )
 from recomputation_probes import (
+    by_replicate,
     gradients_table,
+    mean_numbers,
     overlap_table,
     probes,
     scale,
@@ -53,7 +55,21 @@ def numbers(part: str, tables: Mapping[str, pd.DataFrame], registration: Mapping
         return found | routing(tables["routing"])
     found |= frontier_numbers(part, tables["metrics"]) | probes(tables, settings["top_fraction"])
     found |= scale(tables, registration["hypotheses"]["H4"]) | verdict_numbers(tables, registration)
-    return found | at_equal_own_numbers(tables["metrics"], registration)
+    return found | at_equal_own_numbers(tables["metrics"], registration) | protection(tables["stage_measures"])
+
+
+def protection(measures: pd.DataFrame) -> Numbers:
+    """Of orthogonal LoRA: share of the update inside the protected subspace and of the directions in it, over stages of the main length."""
+    usual, found = main_length(measures), {}
+    for arm in ("D1", "S1-2of4"):
+        here = [row for row in rows(measures) if (row.arm, row.method, row.order) == (arm, "orthogonal-lora", "main")]
+        here = [row for row in here if int(row.stage_steps) == usual[arm, "orthogonal-lora"]]
+        for name in ("component", "share"):
+            values = [(row.seed, float(row.value)) for row in here if row.measure == f"protected_{name}"]
+            found |= mean_numbers(f"protection/{arm}/{name}", by_replicate(values), "points")
+        largest = max(float(row.value) for row in here if row.measure == "protected_component")
+        found[f"protection/{arm}/largest_component"] = Number(float(f"{largest:.1g}"), "rate")
+    return found
 
 
 def table(

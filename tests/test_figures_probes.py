@@ -53,6 +53,7 @@ INPUTS = {
     "scale_trend": ("overlap", "gradients"),
     "sparsity_and_probes": ("overlap", "gradients"),
     "routing_divergence": ("routing",),
+    "expert_use": ("routing",),
     "routing_load": ("routing",),
     "drift_by_layer": ("drift",),
     "drift_plane": ("drift", "accuracy"),
@@ -384,6 +385,16 @@ def test_layers_of_full_attention_are_shaded(drawn):
     for axes in drawn["routing_divergence"].axes:
         assert [patch.get_x() + 0.5 for patch in axes.patches] == list(FULL_ATTENTION)
     assert "full attention" in [text.get_text() for text in shown_texts(drawn["routing_load"])]
+
+
+def test_expert_use_is_that_of_one_replicate(drawn):
+    """A mean over replicates, whose experts stand in other places, would level every row."""
+    panels = [axes for axes in drawn["expert_use"].axes if axes.get_title()]
+    assert [axes.get_title().split(",")[0] for axes in panels] == [f"layer {layer}" for layer in EXPERT_LAYERS]
+    for axes in panels:
+        numbers = [int(text.get_text()) for text in axes.texts]
+        count = len(DOMAINS)
+        assert numbers == [70 if row == column else 10 for row in range(count) for column in range(count)]
 
 
 def test_loads_are_means_over_domains(drawn, tables):

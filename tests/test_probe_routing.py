@@ -128,6 +128,7 @@ def test_load_specialisation_entropy_and_gate_have_closed_forms():
     table = table_of(profiled(model, rows))
     of_a = table[(table["domain_a"] == "a") & (table["domain_b"] == "")]["value"]
     load = np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    assert [of_a[f"load/{expert}"] for expert in range(4)] == pytest.approx(2 * load)  # shares of tokens, two experts each
     assert of_a["specialisation_max"] == pytest.approx(1 / (2 / 4))
     assert of_a["entropy"] == pytest.approx(-(load * np.log(load)).sum() / log(4))
     assert of_a["shared_gate"] == pytest.approx((1 + 0.5 + 1) / 3, abs=1e-6)
@@ -243,6 +244,11 @@ def test_the_table_is_reproducible_and_names_every_layer(mixture):
     counts = first.groupby(level=0).size()
     assert (counts[["jsd", "jsd/same-tokens", "top_p_jaccard", "coactivation"]] == 3 * 4).all()
     assert (counts[["specialisation_max", "entropy", "shared_gate"]] == 3 * 4).all() and counts["load_maxvio"] == 4
+    loads = first[first.index.str.startswith("load/")]
+    assert set(loads["domain_a"]) == {"a", "b", "c", GENERAL} and set(loads.index) == {f"load/{expert}" for expert in range(6)}
+    assert np.allclose(loads.groupby(["domain_a", "layer"])["value"].sum(), 2)  # experts a token
+    largest = loads[loads["domain_a"] != GENERAL].groupby(["domain_a", "layer"])["value"].max() / (2 / 6)
+    assert np.allclose(largest, first.loc["specialisation_max"].set_index(["domain_a", "layer"])["value"].sort_index())
     assert sorted(first["layer"].unique()) == [0, 1, 2, 3]
     assert first.loc[["jsd", "top_p_jaccard"], ["value", "null_label", "p_label", "ceiling"]].notna().all(axis=None)
 
@@ -251,7 +257,8 @@ def test_one_expert_a_token_has_no_pairs():
     means = GroupMeans(torch.rand(1, 4, EXPERTS), torch.ones(4))
     profile = RoutingProfile(1, means, None, None, None)
     table = table_of({"a": profile, "b": profile}, permutations=9)
-    assert set(table.index) == {"jsd", "top_p_jaccard", "specialisation_max", "entropy", "load_maxvio"}
+    loads = {f"load/{expert}" for expert in range(EXPERTS)}
+    assert set(table.index) == {"jsd", "top_p_jaccard", "specialisation_max", "entropy", "load_maxvio"} | loads
 
 
 def test_what_cannot_be_compared_is_refused(model, mixture):

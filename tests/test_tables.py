@@ -207,8 +207,23 @@ def test_rows_with_other_columns_than_the_contract_are_refused():
 
 def test_no_tables_anywhere_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "published", lambda name: tmp_path / "none")
-    with pytest.raises(records.BrokenFile, match="study smoke has no tables yet.*run ./run_all.sh --study smoke"):
+    with pytest.raises(
+        records.BrokenFile, match="study smoke has no tables of its settings yet: none in .*; run ./run_all.sh --study smoke"
+    ):
         tables.tables_directory(STUDY, tree.Tree(tmp_path / "smoke"))
+
+
+def test_compiled_tables_of_other_settings_do_not_pass_for_the_studys(study_tree, tmp_path, monkeypatch):
+    """An earlier run's tables must not stand in for the committed ones after the study's file has changed."""
+    monkeypatch.setattr(tables, "published", lambda name: tmp_path / "none")
+    tables.compile_tables(STUDY, study_tree)
+    assert tables.tables_directory(STUDY, study_tree) == study_tree.path("results")
+    changed = STUDY.model_copy(update={"seed": STUDY.seed + 1})
+    with pytest.raises(records.BrokenFile, match="results are of other settings"):
+        tables.tables_directory(changed, study_tree)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "published.json").write_text("{}")
+    assert tables.tables_directory(changed, study_tree) == tmp_path / "none"
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in tree.REPOSITORY.glob("results/*/published.json")))

@@ -45,7 +45,7 @@ from sparsecl.figures_methods import methods_plane, plasticity_stability
 from sparsecl.figures_orders import forgetting_by_order
 from sparsecl.figures_overlap import overlap_by_fraction, overlap_heatmaps
 from sparsecl.figures_retention import retention_by_domain
-from sparsecl.figures_routing import routing_divergence, routing_load
+from sparsecl.figures_routing import expert_use, routing_divergence, routing_load
 from sparsecl.figures_scale import scale_trend
 from sparsecl.figures_selections import update_mask_overlap
 from sparsecl.figures_sparsity import sparsity_and_probes
@@ -81,6 +81,7 @@ __all__ = [
     "recovery_curves",
     "retention_by_domain",
     "routing_divergence",
+    "expert_use",
     "routing_load",
     "save",
     "scale_trend",

@@ -26,15 +26,17 @@ def cell_text(value: float, number: str) -> str:
     return text.lstrip("+-") if not text.strip("+-0.") else text.replace("-", "−")
 
 
-def heat_map(axes: Axes, matrix: pd.DataFrame, number: str, coloured: pd.DataFrame | None = None, slant: float = 35, **colours) -> QuadMesh:
-    """Draw a frame as cells, first row on top, with its labels and, in the format `number`, its values.
+def heat_map(
+    axes: Axes, matrix: pd.DataFrame, number: str | None, coloured: pd.DataFrame | None = None, slant: float = 35, **colours
+) -> QuadMesh:
+    """Draw a frame as cells, first row on top, with its labels and, in the format `number` (None: without), its values.
 
     `coloured` (the values themselves where absent) gives the colours, by `colours`, which go to pcolormesh. Labels of columns
     are turned by `slant` degrees.
     """
     shades = (matrix if coloured is None else coloured).to_numpy(dtype=float)
     mesh = axes.pcolormesh(shades, edgecolors="white", linewidth=0.8, **colours)
-    for (row, column), value in np.ndenumerate(matrix.to_numpy(dtype=float)):
+    for (row, column), value in np.ndenumerate(matrix.to_numpy(dtype=float)) if number is not None else ():
         brightness = np.dot(mesh.to_rgba(shades[row, column])[:3], (0.2126, 0.7152, 0.0722))
         colour = "white" if brightness < 0.5 and not np.isnan(value) else "0.15"
         axes.text(column + 0.5, row + 0.5, cell_text(value, number), ha="center", va="center", fontsize=8, color=colour)

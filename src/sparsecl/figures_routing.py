@@ -15,11 +15,25 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sparsecl.figure_style import TEXT_WIDTH, NothingToDraw, styled
-from sparsecl.figures_probes import PAIR, SHADE, VALUE, draw_by_layer, draw_levels, level_handles, mark_layers, rows_of_arm
+from sparsecl.figures_matrices import heat_map
+from sparsecl.figures_probes import (
+    PAIR,
+    SHADE,
+    VALUE,
+    domains_of,
+    draw_by_layer,
+    draw_levels,
+    level_handles,
+    mark_layers,
+    rows_of_arm,
+    shown_layers,
+)
+from sparsecl.items import GENERAL
 from sparsecl.methods import METHODS
 from sparsecl.model_settings import FULL_ATTENTION_EVERY
 
 DIVERGENCES = {"jsd": "divergence", "jsd/same-tokens": "divergence,\nsame tokens"}
+LOAD = "load/"  # before the number of an expert
 LOADS = {
     "specialisation_max": "largest specialisation",
     "load_maxvio": "load violation on general text",
@@ -28,6 +42,7 @@ LOADS = {
 }
 BEFORE = {"color": "#7F7F7F", "marker": "o", "markerfacecolor": "white"}
 MARKS = "osD^vP"
+NUMBERED = 16  # experts up to which cells hold their numbers
 
 
 @styled
@@ -59,6 +74,35 @@ def routing_divergence(routing: pd.DataFrame, arm: str | None = None) -> Figure:
     pairs = Line2D([], [], linestyle="", label="pairs of domains", **VALUE)
     handles = [pairs, *level_handles(rows, ("null_label", "ceiling")), *shade_handles(rows)]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.2)
+    return figure
+
+
+@styled
+def expert_use(routing: pd.DataFrame, arm: str | None = None) -> Figure:
+    """Share of each domain's tokens that every expert gets, by layer, before fine-tuning, in one replicate.
+
+    Experts of two replicates have nothing in common but their number, so there is no mean over them: shown is the first.
+    """
+    before = state_rows(rows_of_arm(routing, "routing", arm), "")
+    rows = before[before["measure"].str.startswith(LOAD)]
+    if rows.empty:
+        raise NothingToDraw(f"routing: no '{LOAD}0' before fine-tuning; run 04_probe on a study whose model has experts")
+    rows = rows[rows["seed"] == rows["seed"].min()]
+    rows = rows.assign(expert=rows["measure"].str.removeprefix(LOAD).astype(int), share=100 * rows["value"])
+    layers, measured = shown_layers(rows), set(rows["domain_a"])
+    domains = [name for name in (*domains_of(before[before["domain_b"] != ""]), GENERAL) if name in measured]
+    lines, numbered = -(-len(layers) // 2), rows["expert"].nunique() <= NUMBERED
+    figure, grid = plt.subplots(
+        lines, 2, figsize=(TEXT_WIDTH, lines * (0.19 * len(domains) + 0.55) + 0.7), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, layer in zip(grid.flat, layers, strict=False):
+        matrix = rows[rows["layer"] == layer].pivot(index="domain_a", columns="expert", values="share").loc[domains]
+        shown = heat_map(axes, matrix, ".0f" if numbered else None, slant=0, vmin=0, vmax=rows["share"].max(), cmap="Blues")
+        axes.set_title(f"layer {layer}" + (", full attention" if layer in full_attention_layers(rows) else ""))
+    for axes in grid.flat[len(layers) :]:
+        axes.set_visible(False)
+    figure.supxlabel("expert", fontsize=9)
+    figure.colorbar(shown, ax=grid, shrink=0.7, pad=0.02, label="share of the tokens (%)")
     return figure
 
 

@@ -119,6 +119,7 @@ def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str,
 def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
     """Model, data and training of the study."""
     facts = {name: DASH if value is None else value for name, value in design_facts(study, tables).items()}
+    grid = None if facts["learning_rate_grid"] == DASH else facts["learning_rate_grid"]
     chosen = chosen_learning_rates(tables.get("learning_rate"), study, STREAM_ARMS)
     stages = ", ".join(dict.fromkeys(chosen[f"learning_rate/{arm}"] or DASH for arm in STREAM_ARMS))
     pruning = f"{latex_text(study.sparsify.algorithm)}, {facts['calibration_rows']} calibration rows, damping {facts['dampening']}"
@@ -132,7 +133,7 @@ def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
         ["conversion", pruning],
         ["extra training of S1 and D1", _training(study.recover)],
         ["a stage", f"{facts['stage_steps']} steps of {facts['stage_batch']} rows, answer tokens only"],
-        ["stage learning rate", f"{stages}, chosen for both arms from {facts['learning_rate_grid']}"],
+        ["stage learning rate", f"{stages}, " + (f"chosen for both arms from {grid}" if grid else "given for both arms")],
         ["optimizer", f"AdamW, cosine schedule, {decay}, {facts['dtype']}"],
         ["scored items", f"{facts['test_items']} a domain, {facts['general_items']} of the general mixture"],
     ]  # fmt: skip

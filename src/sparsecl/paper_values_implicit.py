@@ -12,6 +12,7 @@ from sparsecl.number_formats import count, points, rate
 from sparsecl.paper_values_design import DESIGN, FURTHER, design_facts
 from sparsecl.paper_values_drift import drift_names, drift_values
 from sparsecl.paper_values_probes import probe_names, probe_values
+from sparsecl.paper_values_protection import protection_names, protection_values
 from sparsecl.paper_values_routing import PART as MOE
 from sparsecl.paper_values_routing import routing_names, routing_values
 from sparsecl.paper_values_runs import run_names, run_values
@@ -36,7 +37,7 @@ def implicit_names(part: str) -> list[str]:
     """The registered keys of one of the two parts, without the part."""
     names = [f"design/{name}" for name in _design_names()]
     names += [*run_names(part), *drift_names(part), *verdict_names(part)]
-    return names + (routing_names() if part == MOE else [*probe_names(), *scale_names()])
+    return names + (routing_names() if part == MOE else [*probe_names(), *scale_names(), *protection_names()])
 
 
 def _design_names() -> list[str]:
@@ -52,6 +53,7 @@ def implicit_values(part: str, study: Study, tables: Mapping[str, pd.DataFrame])
     if part == MOE:
         return values | routing_values(tables)
     values |= probe_values(tables, study.probe.top_fraction)
+    values |= protection_values(tables.get("stage_measures", pd.DataFrame()), study.continual.stage_steps)
     return values | scale_values(tables.get("tests", pd.DataFrame()), MAIN_CONTRASTS)
 
 

@@ -115,7 +115,8 @@ def _values_of_methods(samples: Mapping[str, Sample]) -> dict[str, str | None]:
 
 def _learning_rates(study: Study, tables: Mapping[str, pd.DataFrame]) -> dict[str, str | None]:
     """One rate serves all arms of a method."""
-    chosen = {method: learning_rates_of(tables.get("learning_rate"), study, method) for method in BASELINES if method not in REFERENCES}
+    swept = [method for method in BASELINES if method in study.swept()]
+    chosen = {method: learning_rates_of(tables.get("learning_rate"), study, method) for method in swept}
     return {f"methods/{method}/learning_rate": rate(max(rates.values())) for method, rates in chosen.items() if rates}
 
 

@@ -128,6 +128,7 @@ def _probe_figures(study: Study | None) -> dict[str, Drawing]:
         "scale_trend": (lambda overlap, gradients: figures.scale_trend(overlap, gradients, widths), ("overlap", "gradients")),
         "sparsity_and_probes": (figures.sparsity_and_probes, ("overlap", "gradients")),
         "routing_divergence": (figures.routing_divergence, ("routing",)),
+        "expert_use": (figures.expert_use, ("routing",)),
         "routing_load": (figures.routing_load, ("routing",)),
         "drift_by_layer": (figures.drift_by_layer, ("drift",)),
         "drift_plane": (figures.drift_plane, ("drift", "accuracy")),

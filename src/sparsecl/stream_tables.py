@@ -41,8 +41,11 @@ def score_rows_of(scores: Mapping[tuple[str, str], ItemScores], items: Mapping[t
     return rows
 
 
+STREAM_TABLES = ("accuracy", "curves", "items", "update_masks", "stage_measures", "cost", "timings")
+
+
 def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict]) -> dict[str, list[dict]]:
-    """Rows of accuracy, curves, items, update masks, cost and timings of one stream."""
+    """Rows of all tables of one stream."""
     keys = {
         **stream.arm.columns,
         "method": stream.method,
@@ -51,7 +54,7 @@ def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict
         "base": str(experiment.base),
         "seed": experiment.replicate,
     }
-    tables: dict[str, list[dict]] = {name: [] for name in ("accuracy", "curves", "items", "update_masks", "cost", "timings")}
+    tables: dict[str, list[dict]] = {name: [] for name in STREAM_TABLES}
     named = {name: keys[name] for name in ("arm", "method", "order", "stage_steps", "seed")}
     last = len(reports) - 1
     for number, report in enumerate(reports):
@@ -61,6 +64,7 @@ def stream_tables(experiment: Experiment, stream: Stream, reports: Sequence[dict
         tables["items"] += _item_rows(stage, report, last)
         place = {**named, "stage": number, "stage_domain": report["domain"]}
         tables["update_masks"] += [{**place, **row} for row in report.get("selections", [])]
+        tables["stage_measures"] += [{**place, "measure": name, "value": value} for name, value in report.get("measures", {}).items()]
     total = total_costs([report["costs"] for report in reports if report["costs"]])
     names = {"arm": stream.arm.name, "method": stream.method, "seed": experiment.replicate}
     job = {**names, "job": stream.job(experiment.study)}

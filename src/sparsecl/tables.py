@@ -58,6 +58,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("arm", "method", "order", "stage_steps", "seed", "stage", "stage_domain", "earlier_domain", "layer"),
         *("value", "null", "collisions"),
     ),
+    "stage_measures": (*("arm", "method", "order", "stage_steps", "seed", "stage", "stage_domain", "measure"), "value"),
     "inference": ("arm", "seed", "stack", "rows", "tokens", "kernel", *INFERENCE_VALUES, "device", "dtype"),
     "chance": ("seed", "domain", "kind", "value"),
     "learning_rate": ("arm", "method", "learning_rate", "domain", "kind", "own", "final", "nll_own", "nll_final", "chosen"),
@@ -250,15 +251,19 @@ def chance_scores(chance: pd.DataFrame) -> dict[tuple[str, str], float]:
 
 
 def tables_directory(study: Study, tree: Tree) -> Path:
-    """Where a study's tables are: compiled in this tree, else compiled in the default one, else committed."""
+    """Where a study's tables are: compiled in this tree, else compiled in the default one, else committed.
+
+    Compiled tables of other settings, left by an earlier run, do not count.
+    """
     found = tree.find(TABLES_RECORD)
-    if found is not None:
+    compiled = found is not None and read_record(found)["settings_sha256"] == study.digest()
+    if compiled:
         return found.parent / "results"
     if (published(study.name) / "published.json").is_file():
         return published(study.name)
+    seen = f"none in {tree.path('results')}" if found is None else f"those in {found.parent / 'results'} are of other settings"
     raise BrokenFile(
-        f"study {study.name} has no tables yet, neither in {tree.path('results')} nor in results/{study.name}: "
-        f"run ./run_all.sh --study {study.name}"
+        f"study {study.name} has no tables of its settings yet: {seen}, none in results/{study.name}; run ./run_all.sh --study {study.name}"
     )
 
 

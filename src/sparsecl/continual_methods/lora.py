@@ -13,7 +13,7 @@ from peft import LoraConfig, LoraModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from sparsecl.continual_methods.masked_lora import MaskedLoraLinear
+from sparsecl.continual_methods.masked_lora import masked_layers, set_masks
 from sparsecl.continual_methods.method import Method, Stage, StageContext, trainable_parameters
 from sparsecl.masks import Masks, assert_masks, prunable_weights
 from sparsecl.method_settings import Lora
@@ -64,11 +64,10 @@ def add_adapters(model: nn.Module, masks: Masks | None, settings: Lora) -> LoraM
         target_parameters=stacked or None,
     )
     if masks is not None:
-        config._register_custom_module({nn.Linear: MaskedLoraLinear})
+        config = masked_layers(config)
     adapted = LoraModel(model, config, ADAPTER)
-    for name, layer in model.named_modules():
-        if isinstance(layer, MaskedLoraLinear):
-            layer.set_mask(masks.weights[f"{name}.weight"])
+    if masks is not None:
+        set_masks(model, masks)
     return adapted
 
 

@@ -2,13 +2,20 @@
 
 The adapted weight is ``W + M * (alpha / r * B A)``. PEFT's own layer computes ``B (A x)``, which no mask can reach, so
 the adapted weight is made explicitly. A step then costs what a step of full fine-tuning does, and ``B A`` beside it.
+
+A saved adapter holds A and B alone, as any of PEFT's: the mask is the arm's, not the adapter's. PEFT by itself would load it
+as an unmasked adapter, which computes something else; `load_masked_adapter` puts the mask back.
 """
 
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Bool, Float
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+
+from sparsecl.masks import Masks
 
 
 class MaskedLoraLinear(Linear):
@@ -39,3 +46,26 @@ class MaskedLoraLinear(Linear):
         if self.training and not isinstance(dropout, nn.Identity):
             return base(x) + nn.functional.linear(dropout(x), update)
         return nn.functional.linear(x, base.weight + update, base.bias)
+
+
+def masked_layers(config: LoraConfig) -> LoraConfig:
+    """`config`, changed to make masked layers of linear ones; PEFT writes no such choice into a saved adapter's configuration."""
+    config._register_custom_module({nn.Linear: MaskedLoraLinear})
+    return config
+
+
+def set_masks(model: nn.Module, masks: Masks) -> None:
+    """Give every masked layer of `model` the mask of its weight; KeyError where there is none."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, MaskedLoraLinear):
+            layer.set_mask(masks.weights[f"{name}.weight"])
+
+
+def load_masked_adapter(model: nn.Module, directory: Path, masks: Masks) -> PeftModel:
+    """Put the adapter saved in `directory` on `model`, in place, with its update inside `masks`: the outputs it was trained to.
+
+    `model` holds the weights that the adapter was trained on, `masks` are those of its arm.
+    """
+    adapted = PeftModel.from_pretrained(model, directory, config=masked_layers(LoraConfig.from_pretrained(directory)))
+    set_masks(adapted.get_base_model(), masks)
+    return adapted

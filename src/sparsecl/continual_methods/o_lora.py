@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sparsecl.continual_methods.lora import ADAPTER, LowRankAdaptation
 from sparsecl.continual_methods.method import Stage, StageContext
-from sparsecl.continual_methods.orthogonal_lora import adapter_layers, updates_of
+from sparsecl.continual_methods.orthogonal_lora import adapter_layers, beside, updates_of
 from sparsecl.continual_methods.protected_subspace import linear_layers, protected_component
 from sparsecl.continual_methods.stream_state import check_follows, load_tensors, save_tensors
 from sparsecl.masks import Masks
@@ -46,9 +46,10 @@ class PenalisedLowRankAdaptation(LowRankAdaptation):
         check_follows(NAME, context, self._domains)
         linear_layers(model, NAME)  # refuses stacked experts
         with super().stage(model, masks, context) as stage:
+            adapters = adapter_layers(model)
+            self._earlier = beside(adapters, self._earlier)
             stage.penalty = adapter_penalty(self._earlier, self._settings.l1, self._settings.l2)
             yield stage
-            adapters = adapter_layers(model)
             new = {name: layer.lora_A[ADAPTER].weight.detach().clone() for name, layer in adapters.items()}
             component = protected_component(updates_of(adapters), _row_spaces(self._earlier)) if self._earlier else None
         if component is not None:

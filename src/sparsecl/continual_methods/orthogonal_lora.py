@@ -59,6 +59,7 @@ class OrthogonalLowRankAdaptation(LowRankAdaptation):
         linear_layers(model, NAME)
         with super().stage(model, masks, context) as stage:
             adapters = adapter_layers(model)
+            self._bases = beside(adapters, self._bases)
             if self._bases:
                 full = leave_untrained(adapters, self._bases)
                 stage.constrain, stage.trainable = constraint(adapters, self._bases), trainable_parameters(model, None)
@@ -102,6 +103,11 @@ def drawn_rows(rows: Sequence[Row], count: int, context: StageContext) -> list[R
 def adapter_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The layers of `model` that hold a stage's adapter, by the name their weight has without it."""
     return {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def beside(adapters: Mapping[str, LoraLayer], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A method's `state` with every layer's tensor on the device of its adapter; a state read from a file lies on the CPU."""
+    return {name: values.to(adapters[name].lora_A[ADAPTER].weight.device) for name, values in state.items()}
 
 
 @torch.no_grad()

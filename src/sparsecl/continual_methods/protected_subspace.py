@@ -81,7 +81,7 @@ def linear_layers(model: nn.Module, method: str) -> dict[str, nn.Module]:
 
 def input_moments(model: nn.Module, rows: Sequence[Row], method: str) -> dict[str, Float64[Tensor, "inputs inputs"]]:
     """Sum over the real tokens of `rows` of x x^T, x the input of each prunable linear layer, by the name of its weight."""
-    layers, moments = linear_layers(model, method), {}
+    layers, moments, device = linear_layers(model, method), {}, next(model.parameters()).device
     real = torch.empty(0)
 
     def receive(name: str, inputs: Float[Tensor, "rows tokens inputs"]) -> None:
@@ -93,8 +93,8 @@ def input_moments(model: nn.Module, rows: Sequence[Row], method: str) -> dict[st
         with _evaluating(model), torch.no_grad():
             for batch in _batches(rows, ROWS_AT_ONCE, f"{method}: inputs"):
                 ids, lengths, _ = pad_rows(batch)
-                real = torch.arange(ids.shape[1]) < lengths[:, None]
-                model.model(ids, use_cache=False)
+                real = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+                model.model(ids.to(device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -111,13 +111,15 @@ def gradient_moments(
     """
     linear_layers(model, method)
     weights, kept = prunable_weights(model), {} if masks is None else masks.weights
-    moments = {name: torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64) for name, weight in weights.items()}
+    moments = {name: weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float64) for name, weight in weights.items()}
+    device = next(model.parameters()).device
     with _evaluating(model):
         for batch in _batches(rows, ROWS_A_GRADIENT, f"{method}: gradients"):
             ids, lengths, starts = pad_rows(batch)
-            loss = weighted_loss(model, ids, token_weights(lengths, starts, ids.shape[1], 0.0))
+            answers = token_weights(lengths, starts, ids.shape[1], 0.0)
+            loss = weighted_loss(model, ids.to(device), answers.to(device))
             for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                gradient = (gradient * kept[name] if name in kept else gradient).double()
+                gradient = (gradient * kept[name].to(gradient.device) if name in kept else gradient).double()
                 moments[name] += gradient.T @ gradient
     return moments
 

@@ -125,7 +125,7 @@ class _ExpertUse(_NeuronUse):
     def receive(self, layer: int, states: tuple[Tensor, Tensor, Tensor]) -> None:
         _, weights, experts = (part[self._counted].detach() for part in states)  # logits, weights and indices of the chosen experts
         amounts = torch.ones_like(weights) if self._selection == "frequency" else weights
-        self._add(layer, torch.zeros(len(weights), self.total.shape[1], dtype=weights.dtype).scatter_(1, experts, amounts))
+        self._add(layer, weights.new_zeros(len(weights), self.total.shape[1]).scatter_(1, experts, amounts))
 
 
 def most_used(use: Float[Tensor, "layers units"], fraction: float) -> Bool[Tensor, "layers units"]:

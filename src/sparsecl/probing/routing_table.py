@@ -28,6 +28,7 @@ from sparsecl.tables import COLUMNS
 
 ROUTING_COLUMNS = ("layer", "domain_a", "domain_b", "measure", "value", "null_label", "p_label", "ceiling")
 JSD, SAME_TOKENS, JACCARD, COACTIVATION = "jsd", "jsd/same-tokens", "top_p_jaccard", "coactivation"
+LOAD = "load/"  # before the number of an expert
 DIVERGENCES = (JSD, SAME_TOKENS)  # high where domains differ; the other measures of pairs are low there
 _CHUNK = 1 << 22  # numbers held at once while nulls are drawn
 
@@ -112,7 +113,8 @@ def routing_table(
       one (Muennighoff et al. 2024, OLMoE, equation 7), 1 to E / k; its null draws as many groups from all domains;
     - `load_maxvio`: max_i N_i / mean_i N_i - 1 (Wang et al. 2024) on the general text alone, where it speaks of the balance of the
       model: of one domain it would be the specialisation again, less 1;
-    - `entropy` of the load over log E, in [0, 1]; `shared_gate`: mean gate of the shared expert, in (0, 1).
+    - `entropy` of the load over log E, in [0, 1]; `shared_gate`: mean gate of the shared expert, in (0, 1);
+    - `load/<expert>`: N_i / N, share of the tokens that this expert gets, of every domain and of the general text; sums to k.
 
     Absent numbers are NaN, or have no row: `coactivation` where k is 1, `shared_gate` without a shared expert. ValueError where
     a domain has fewer than four groups, or top_p is not a share.
@@ -127,6 +129,8 @@ def routing_table(
                 rows.append((layer, a, b, measure, *numbers))
     for domain in profiles:
         rows += [(layer, domain, "", *numbers) for layer, *numbers in _domain_measures(domain, profiles, permutations, spare)]
+    for domain, profile in {**profiles, GENERAL: general}.items():
+        rows += _load_rows(domain, profile)
     for layer, share in enumerate(_whole(general.load)):
         rows.append((layer, GENERAL, "", "load_maxvio", float(share.max() / share.mean()) - 1, np.nan, np.nan, np.nan))
     return pd.DataFrame(rows, columns=list(ROUTING_COLUMNS))
@@ -233,6 +237,15 @@ def _domain_measures(
     if profile.shared_gate is not None:
         for layer, gate in enumerate(_whole(profile.shared_gate)):
             yield layer, "shared_gate", float(gate), np.nan, np.nan, np.nan
+
+
+def _load_rows(domain: str, profile: RoutingProfile) -> list[tuple]:
+    """Rows of the table with each expert's share of a domain's tokens."""
+    return [
+        (layer, domain, "", f"{LOAD}{expert}", float(share), np.nan, np.nan, np.nan)
+        for layer, shares in enumerate(_whole(profile.load))
+        for expert, share in enumerate(shares)
+    ]
 
 
 def _drawn_loads(
