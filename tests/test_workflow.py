@@ -34,3 +34,12 @@ def test_the_tests_are_computed_again_when_the_registered_analysis_changes():
     inputs = Plan(pilot, "builtin", "runs", None, pdf=False).part_inputs("main")
     assert [path for path in inputs if path.endswith("paper/preregistration/builtin.yaml")] and "tables.json" in inputs
     assert Plan(STUDY, "smoke", "runs", None, pdf=False).part_inputs("main") == ["tables.json"], "smoke has none"
+
+
+def test_without_a_paper_only_the_studys_own_part_is_analysed():
+    assert Plan(STUDY, "smoke", "runs", None, pdf=False).targets() == ["tables.json", "05_stats-main.json"]
+    paper = Plan(STUDY, "smoke", "runs", None, pdf=True)
+    assert paper.targets() == ["paper/paper.json"]
+    assert paper.part_records() == [f"05_stats-{part}.json" for part in ("main", "realtext", "implicit", "moe")]
+    implicit = Plan(load_study("builtin-implicit"), "builtin-implicit", "runs", None, pdf=False)
+    assert implicit.targets() == ["tables.json", "05_stats-implicit.json"]

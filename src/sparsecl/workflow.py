@@ -132,11 +132,14 @@ class Plan:
         tables = TABLES_RECORD if name == self.study.name else str(published(name) / "published.json")
         return [tables, *([str(registration)] if registration.is_file() else [])]
 
+    def own_records(self) -> list[str]:
+        """The 05_stats records of the parts that this study stands behind."""
+        return [f"{STATISTICS}-{part}.json" for part, name in self.parts().items() if name == self.study.name]
+
     def part_records(self) -> list[str]:
-        """One 05_stats record for each part that has tables: this study's and the published ones."""
-        own = [part for part, name in self.parts().items() if name == self.study.name]
+        """One 05_stats record for each part that has tables: this study's and the published ones, which only the paper needs."""
         others = [part for part, name in self.parts().items() if name != self.study.name and (published(name) / "published.json").is_file()]
-        return [f"{STATISTICS}-{part}.json" for part in own + others]
+        return [*self.own_records(), *(f"{STATISTICS}-{part}.json" for part in others)]
 
     def paper_sources(self) -> list[str]:
         folder = REPOSITORY / "paper"
@@ -147,8 +150,8 @@ class Plan:
         if self.only in NOTEBOOKS:
             return [self.record(self.only, replicate) for replicate in self.study.replicate_names() if self.only in notebooks_of(replicate)]
         if self.only == STATISTICS:
-            return [f"{STATISTICS}-{part}.json" for part, name in self.parts().items() if name == self.study.name]
-        return ["paper/paper.json"] if self.pdf else [TABLES_RECORD, *self.part_records()]
+            return self.own_records()
+        return ["paper/paper.json"] if self.pdf else [TABLES_RECORD, *self.own_records()]
 
 
 def build_tables(study_source: str, output: str) -> None:
