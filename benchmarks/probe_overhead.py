@@ -6,9 +6,16 @@ A Qwen3 of realistic proportions (width 512, feed-forward 1536, 4 layers, random
 experts of the same width; rows of 64 to 128 tokens in batches of 16, one thread. Every batch is read plainly and with each set
 of readers, in turns whose order is drawn anew for every batch; reported is the median of the ratios to the plain pass over that
 batch, with its interval. The plain pass is `run_pass` without readers: it forms the logits of the last position alone. Seconds
-are CPU seconds of the thread. `once` is what the making of the tables and of the profile of activations costs beside a pass
-over 96 documents. `a comparison` is what drift makes of the hidden states of two models afterwards: of at most as many tokens as a study
-compares (`DriftProbe.tokens`), so that it costs the same for any length of text; told as the documents a plain pass reads in that time.
+are CPU seconds of the thread. After the passes:
+
+- `once`: an activation reader of all statistics is made, and gives its profile, without a pass between; beside a plain pass over
+  96 documents.
+- `overlap table`: `overlap_table` of 4 domains (6 pairs) in all 4 layers, from profiles of 96 documents each: every selection at
+  every fraction, 100 exchanges of labels in 5 splits. Beside the plain passes over the texts that it follows, 96 documents
+  of each domain and of general text.
+- `routing table`: `routing_table` of the mixture, likewise, beside plain passes of the mixture.
+- `a comparison`: what drift makes of the hidden states of two models, of at most as many tokens as a study compares
+  (`DriftProbe.tokens`), so that it costs the same for any length of text; told as the documents a plain pass reads in that time.
 
 Ends with status 1 where all readers of a model together miss their limit. `plain again` has the same cost by construction: what it
 shows beside 1 is the error of the measurement.
@@ -29,13 +36,16 @@ from scipy import stats
 from torch import nn
 
 from sparsecl.config import Model
+from sparsecl.items import GENERAL
 from sparsecl.modeling import build_model
-from sparsecl.probing.activations import GROUPS, ActivationReader
+from sparsecl.probing.activations import GROUPS, ActivationReader, activation_profile
 from sparsecl.probing.drift import drift_between, key_subspaces_of
 from sparsecl.probing.hidden_states import HiddenStateReader, HiddenStates
+from sparsecl.probing.overlap import SELECTIONS, overlap_table
 from sparsecl.probing.passes import Reader, run_pass
-from sparsecl.probing.routing import RouterReader, SharedGateReader
-from sparsecl.settings import DriftProbe
+from sparsecl.probing.routing import RouterReader, SharedGateReader, routing_profile
+from sparsecl.probing.routing_table import routing_table
+from sparsecl.settings import DriftProbe, RoutingProbe
 
 MOST = 1.10  # of a plain pass
 DENSE = Model(family="qwen3", hidden=512, ffn=1536, layers=4, heads=8, kv_heads=4, head_dim=64)
@@ -46,7 +56,9 @@ MIXTURE = Model(
 VOCABULARY, SHORTEST, LONGEST, BATCH = 4096, 64, 128, 16
 EXCLUDED = (0, 1, 2)
 DOCUMENTS = 96  # read per domain
+TEXTS = ("a", "b", "c", "d", GENERAL)
 FRACTIONS = (0.01, 0.05, 0.10)
+PERMUTATIONS = 100
 BATCHES, WARM = 30, 3
 PLAIN, AGAIN, ALL = "plain", "plain again", "all readers"
 
@@ -105,6 +117,36 @@ def comparison_of_two_models() -> float:
     return float(np.median([seconds_of(lambda: drift_between(first, second, key)) for _ in range(3)]))
 
 
+def random_texts() -> dict[str, Rows]:
+    """The documents of four domains and of general text, which differ by chance alone: the tables cost the same."""
+    generator = np.random.default_rng(1)
+    return {name: [row for _ in range(DOCUMENTS // BATCH) for row in random_rows(generator)] for name in TEXTS}
+
+
+def seconds_of_overlap_table(model: nn.Module) -> float:
+    """CPU seconds of the table of overlaps in all selections and fractions."""
+    choices = {"excluded_tokens": EXCLUDED, "top_fractions": FRACTIONS, "token_weights": torch.ones(VOCABULARY)}
+    profiles = {name: activation_profile(model, rows, BATCH, **choices) for name, rows in random_texts().items()}
+    general = profiles.pop(GENERAL)
+
+    def table() -> None:
+        overlap_table(profiles, general, FRACTIONS, PERMUTATIONS, np.random.default_rng(0), selections=SELECTIONS)
+
+    return float(np.median([seconds_of(table) for _ in range(3)]))
+
+
+def seconds_of_routing_table(model: nn.Module) -> float:
+    """CPU seconds of the table of routing."""
+    choices = {"excluded_tokens": EXCLUDED, "token_weights": torch.ones(VOCABULARY)}
+    profiles = {name: routing_profile(model, rows, BATCH, **choices) for name, rows in random_texts().items()}
+    general = profiles.pop(GENERAL)
+
+    def table() -> None:
+        routing_table(profiles, general, RoutingProbe().top_p, PERMUTATIONS, np.random.default_rng(0))
+
+    return float(np.median([seconds_of(table) for _ in range(3)]))
+
+
 def seconds_of(action: Callable[[], object]) -> float:
     started = time.thread_time()
     action()
@@ -143,14 +185,20 @@ def measured(name: str, seconds: dict[str, np.ndarray]) -> bool:
     return ratio <= MOST
 
 
+def told(name: str, seconds: float, documents: int, plain: np.ndarray) -> None:
+    """Print what something costs beside the plain passes over so many documents; `plain` are the seconds of batches."""
+    share = seconds / (np.median(plain) * documents / BATCH)
+    print(f"{name}: {seconds:.4f} s, {100 * share:.1f} % of plain passes over {documents} documents")
+
+
 def main() -> int:
     torch.set_num_threads(1)
     dense, mixture = random_model(DENSE), random_model(MIXTURE)
-    seconds = seconds_of_batches(dense, dense_readers(dense))
-    kept = [measured("dense model", seconds), measured("mixture", seconds_of_batches(mixture, mixture_readers(mixture)))]
-    once = once_a_pass(dense)
-    share = once / (np.median(seconds[PLAIN]) * DOCUMENTS / BATCH)
-    print(f"once: {1000 * once:.1f} ms, {100 * share:.1f} % of a pass over {DOCUMENTS} documents")
+    seconds, of_mixture = seconds_of_batches(dense, dense_readers(dense)), seconds_of_batches(mixture, mixture_readers(mixture))
+    kept = [measured("dense model", seconds), measured("mixture", of_mixture)]
+    told("once", once_a_pass(dense), DOCUMENTS, seconds[PLAIN])
+    told("overlap table", seconds_of_overlap_table(dense), len(TEXTS) * DOCUMENTS, seconds[PLAIN])
+    told("routing table", seconds_of_routing_table(mixture), len(TEXTS) * DOCUMENTS, of_mixture[PLAIN])
     compared = comparison_of_two_models()
     documents = compared / np.median(seconds[PLAIN]) * BATCH
     print(f"a comparison: {compared:.2f} s for {DriftProbe().tokens} tokens, a plain pass over {documents:.0f} documents")

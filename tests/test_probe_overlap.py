@@ -10,8 +10,8 @@ from transformers import Qwen3Config
 
 from sparsecl.probe_normalisation import normalised_overlap
 from sparsecl.probing.activations import ActivationProfile, GroupMeans, activation_profile, common_token_weights
-from sparsecl.probing.overlap import OVERLAP_COLUMNS, SAME_TOKENS, SELECTIONS, contrast_scores, overlap_table
-from sparsecl.probing.top_sets import chance_iou, iou, top_count, top_neurons
+from sparsecl.probing.overlap import OVERLAP_COLUMNS, SAME_TOKENS, SELECTIONS, Halves, contrast_scores, general_moments, overlap_table
+from sparsecl.probing.top_sets import chance_iou, iou, nested_top_neurons, packed_sets, shared_count, top_count, top_neurons
 
 
 def marked(neurons: int, *chosen: int) -> torch.Tensor:
@@ -68,6 +68,13 @@ def test_top_neurons_are_those_of_a_stable_sort_and_ties_go_to_the_lowest_index(
         expected = np.zeros(scores.shape, dtype=bool)
         np.put_along_axis(expected, order, True, axis=1)
         assert np.array_equal(top_neurons(scores, k).numpy(), expected)
+        assert np.array_equal(top_neurons(scores.half(), k).numpy(), expected)  # ranked in another way, as on a GPU
+        assert np.array_equal(nested_top_neurons(scores, (5, 16, 1))[k].numpy(), expected)
+
+
+def test_packed_sets_share_what_the_sets_share():
+    a, b = torch.rand(2, 50, 37, generator=torch.Generator().manual_seed(0)) > 0.6
+    assert shared_count(packed_sets(a), packed_sets(b)).tolist() == (a & b).sum(dim=-1).tolist()
 
 
 def test_nan_scores_are_refused():
@@ -88,7 +95,7 @@ def test_top_count_is_the_nearest_whole_number():
 def test_contrast_is_the_distance_from_general_text_in_its_standard_deviations():
     general = torch.tensor([[0.0, 1.0, 0.0], [4.0, 1.0, 0.0]])
     tokens = torch.tensor([3.0, 1.0])  # means 1, 1, 0; deviations sqrt(3), 0, 0
-    scores = contrast_scores(torch.tensor([4.0, 2.0, 0.0]), GroupMeans(general[None], tokens), 0)
+    scores = contrast_scores(torch.tensor([4.0, 2.0, 0.0]), general_moments(GroupMeans(general[None], tokens), 0))
     assert scores.tolist() == pytest.approx([3**0.5, float("inf"), 0.0])
 
 
@@ -204,6 +211,49 @@ def test_label_null_holds_its_level_where_the_domains_are_one():
         difference = rows["value"] - rows["null_label"]
         assert abs(difference.mean()) < 4 * difference.std() / len(rows) ** 0.5
     assert (table["ceiling"] > table["null"] + 0.1).mean() > 0.9
+
+
+def means_by_hand(domain: ActivationProfile, selection: str, k: int) -> torch.Tensor:
+    means = {"frequency": domain.frequency[k], SAME_TOKENS: domain.same_tokens}.get(selection, domain.magnitude)
+    return means.mean[0].double()
+
+
+def iou_by_hand(first: torch.Tensor, second: torch.Tensor, k: int) -> float:
+    """IoU of the `k` neurons with the highest scores, the first ones among equals."""
+    a, b = ({*sorted(range(len(scores)), key=lambda neuron: (-scores[neuron], neuron))[:k]} for scores in (first, second))
+    return len(a & b) / len(a | b)
+
+
+def test_the_table_is_that_of_a_plain_loop_over_draws_splits_and_halves():
+    """8 documents of one token and few levels of activation: halves of 4 have exact means, many of them equal."""
+    generator = torch.Generator().manual_seed(0)
+
+    def profile() -> ActivationProfile:
+        levels = (GroupMeans(torch.randint(0, 4, (1, 8, 13), generator=generator).float(), torch.ones(8)) for _ in range(4))
+        magnitude, few, many, same_tokens = levels
+        magnitude.mean[:, :, 2] = 0.0
+        return ActivationProfile(magnitude, {2: few, 5: many}, same_tokens)
+
+    a, b, general = profile(), profile(), profile()
+    table = overlap_table({"a": a, "b": b}, general, (2 / 13, 5 / 13), 6, np.random.default_rng(0), selections=SELECTIONS, splits=3)
+    assert len(table) == len(SELECTIONS) * 2
+    pair = (a.magnitude, b.magnitude)
+    members = Halves(pair, 6, 3, np.random.default_rng(0)).weights(pair) > 0
+    assert (members.sum(dim=(-2, -1)) == 16).all() and (members.sum(dim=-1) == 4).all()
+    for row in table.itertuples():
+        k = round(13 * row.top_fraction)
+        documents = torch.cat([means_by_hand(domain, row.selection, k) for domain in (a, b)])
+        halves = [[[documents[half].mean(dim=0) for half in split] for split in draw] for draw in members]
+        if row.selection == "contrast":
+            whole = general.magnitude.mean[0].double()
+            centre = whole.mean(dim=0)
+            deviation = ((whole - centre) ** 2).mean(dim=0).sqrt()
+            halves = [[[((half - centre) / deviation).nan_to_num() for half in split] for split in draw] for draw in halves]
+        across = [np.mean([iou_by_hand(s[i], s[j], k) for s in draw for i in (0, 1) for j in (2, 3)]) for draw in halves]
+        within = [iou_by_hand(s[i], s[i + 1], k) for s in halves[0] for i in (0, 2)]
+        p_label = (1 + sum(other <= across[0] + 1e-9 for other in across[1:])) / 7
+        expected = (across[0], chance_iou(13, k), np.mean(across[1:]), p_label, np.mean(within))
+        assert (row.value, row.null, row.null_label, row.p_label, row.ceiling) == pytest.approx(expected, abs=1e-12)
 
 
 def test_contrast_over_the_compared_domains_is_unmasked_by_the_label_null():

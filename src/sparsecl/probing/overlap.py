@@ -5,6 +5,7 @@ by layer. An IoU means nothing alone, so each comes with what it would be by cha
 did not differ, and what two halves of one domain reach.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from sparsecl.items import GENERAL
 from sparsecl.probing.activations import ActivationProfile, GroupMeans
-from sparsecl.probing.top_sets import chance_iou, iou, top_count, top_neurons
+from sparsecl.probing.top_sets import chance_iou, nested_top_neurons, packed_sets, shared_count, top_count
 
 SAME_TOKENS = "magnitude/same-tokens"
 SELECTIONS = ("magnitude", "frequency", "contrast", SAME_TOKENS)
@@ -25,9 +26,13 @@ OVERLAP_COLUMNS = (
     "layer", "domain_a", "domain_b", "selection", "top_fraction", "value", "null", "null_label", "p_label", "ceiling",
 )  # fmt: skip
 FEWEST_GROUPS = 4  # two in each half
-_CHUNK = 1 << 22  # numbers held at once while nulls are drawn
+# Of the halves a1, a2, b1, b2: the four pairs of different labels, then the two of one label.
+_FIRST, _SECOND = [0, 0, 1, 1, 0, 2], [2, 3, 2, 3, 1, 3]
+_CHUNK = 1 << 19  # numbers held at once while nulls are drawn: more leave the cache, fewer make slow products
 
 Pair = tuple[GroupMeans, GroupMeans]
+Moments = tuple[Float64[Tensor, " neurons"], Float64[Tensor, " neurons"]]
+Compared = Float64[Tensor, "draws splits 6"]
 
 
 def overlap_table(
@@ -66,15 +71,17 @@ def overlap_table(
     _check_profiles(profiles, general, permutations, splits)
     layers, _, neurons = general.magnitude.mean.shape
     sizes = {fraction: top_count(neurons, fraction) for fraction in dict.fromkeys(top_fractions)}
+    moments = [general_moments(general.magnitude, layer) for layer in range(layers)]
+    chance = {k: chance_iou(neurons, k) for k in sizes.values()}
     rows = []
     for a, b in tqdm(list(combinations(profiles, 2)), desc="overlap", delay=3, leave=False):
         halves = Halves((profiles[a].magnitude, profiles[b].magnitude), permutations, splits, generator)
+        found = _overlaps((profiles[a], profiles[b]), selections, set(sizes.values()), moments, halves)
         for layer in range(layers):
             for selection in selections:
-                found = _overlaps(selection, (profiles[a], profiles[b]), general, layer, set(sizes.values()), halves)
                 for fraction, k in sizes.items():
-                    value, null, p_label, ceiling = found[k]
-                    rows.append((layer, a, b, selection, fraction, value, chance_iou(neurons, k), null, p_label, ceiling))
+                    value, null, p_label, ceiling = found[selection, k][layer]
+                    rows.append((layer, a, b, selection, fraction, value, chance[k], null, p_label, ceiling))
     return pd.DataFrame(rows, columns=list(OVERLAP_COLUMNS))
 
 
@@ -99,7 +106,15 @@ def _check_profiles(profiles: Mapping[str, ActivationProfile], general: Activati
             raise ValueError(f"profile of {domain} holds NaN or infinite activations; check the model for diverged weights")
 
 
-def contrast_scores(mean: Float[Tensor, "*samples neurons"], general: GroupMeans, layer: int) -> Float[Tensor, "*samples neurons"]:
+def general_moments(general: GroupMeans, layer: int) -> Moments:
+    """Mean of every neuron over general text, and the standard deviation between its documents."""
+    weight = (general.weight / general.weight.sum()).double()[:, None]
+    documents = general.mean[layer].double()
+    centre = (weight * documents).sum(dim=0)
+    return centre, (weight * (documents - centre) ** 2).sum(dim=0).sqrt()
+
+
+def contrast_scores(mean: Float[Tensor, "*samples neurons"], general: Moments) -> Float[Tensor, "*samples neurons"]:
     """Distance of a domain's mean |activation| from the mean on general text, in standard deviations between general documents.
 
     General text takes part in no comparison: contrasting the compared domains with each other would force their sets
@@ -107,13 +122,13 @@ def contrast_scores(mean: Float[Tensor, "*samples neurons"], general: GroupMeans
     share it too, so read a contrast against them. Where documents are pooled, the deviation is that between groups: smaller
     by one factor for all neurons, which leaves their ranks alone.
     """
-    weight = (general.weight / general.weight.sum()).to(mean)[:, None]
-    documents = general.mean[layer].to(mean)
-    centre = (weight * documents).sum(dim=0)
-    deviation = (weight * (documents - centre) ** 2).sum(dim=0).sqrt()
+    centre, deviation = general
     difference = mean - centre
+    scores = difference / deviation
     # A neuron that is zero everywhere (a pruned row) does not stand out: 0, not 0 / 0.
-    return torch.where(difference == 0, 0.0, difference / deviation)
+    constant = (deviation == 0).nonzero()[:, 0]
+    scores[..., constant] = torch.where(difference[..., constant] == 0, 0.0, scores[..., constant])
+    return scores
 
 
 class Halves:
@@ -159,6 +174,39 @@ def _key(present: tuple[np.ndarray, np.ndarray]) -> tuple[bytes, bytes]:
     return present[0].tobytes(), present[1].tobytes()
 
 
+def _overlaps(
+    pair: tuple[ActivationProfile, ActivationProfile],
+    selections: Sequence[str],
+    sizes: set[int],
+    moments: Sequence[Moments],
+    halves: Halves,
+) -> dict[tuple[str, int], list[tuple[float, float, float, float]]]:
+    """By selection and K: value, label null, its p, and the ceiling of every layer."""
+    found = defaultdict(list)
+    for means, wanted in _rankings(selections, pair, sizes):
+        weights = halves.weights(means)
+        for layer, general in enumerate(moments):
+            if weights is None:
+                compared = {(selection, k): None for selection, ks in wanted.items() for k in ks}
+            else:
+                pooled = torch.cat([side.mean[layer, side.weight > 0] for side in means]).double()
+                compared = _half_overlaps(pooled, weights.to(pooled.device), wanted, general)
+            for key, ious in compared.items():
+                found[key].append(_summary(ious))
+    return found
+
+
+def _rankings(
+    selections: Sequence[str], pair: tuple[ActivationProfile, ActivationProfile], sizes: set[int]
+) -> list[tuple[Pair, dict[str, list[int]]]]:
+    """The means by which neurons are ranked, and by selection the set sizes K that they serve; means of several selections once."""
+    rankings = {}
+    for selection in selections:
+        for means, ks in _statistics(selection, pair, sizes):
+            rankings.setdefault(tuple(map(id, means)), (means, {}))[1][selection] = ks
+    return list(rankings.values())
+
+
 def _statistics(selection: str, pair: tuple[ActivationProfile, ActivationProfile], sizes: set[int]) -> Iterator[tuple[Pair, list[int]]]:
     """The means by which a selection ranks neurons, and the set sizes K for which these means hold."""
     a, b = pair
@@ -176,50 +224,30 @@ def _statistics(selection: str, pair: tuple[ActivationProfile, ActivationProfile
         raise ValueError(f"selection {selection!r} is unknown; choose one of {SELECTIONS}")
 
 
-def _overlaps(
-    selection: str,
-    pair: tuple[ActivationProfile, ActivationProfile],
-    general: ActivationProfile,
-    layer: int,
-    sizes: set[int],
-    halves: Halves,
-) -> dict[int, tuple[float, float, float, float]]:
-    """By K: value, label null, its p, and the ceiling."""
-    found = {}
-    for means, ks in _statistics(selection, pair, sizes):
-        weights = halves.weights(means)
-        if weights is None:
-            found.update(dict.fromkeys(ks, (np.nan,) * 4))
-            continue
-        pooled = torch.cat([side.mean[layer, side.weight > 0] for side in means]).double()
-        scores = _half_scores(pooled, weights.to(pooled.device), general.magnitude if selection == "contrast" else None, layer)
-        found.update(_half_overlaps(scores, ks))
-    return found
-
-
-def _half_scores(
-    pooled: Float[Tensor, "groups neurons"], weights: Float[Tensor, "draws splits 4 groups"], general: GroupMeans | None, layer: int
-) -> Iterator[Float[Tensor, "some splits 4 neurons"]]:
-    """Scores of the halves' neurons, some draws at a time."""
+def _half_overlaps(
+    pooled: Float64[Tensor, "groups neurons"],
+    weights: Float64[Tensor, "draws splits 4 groups"],
+    wanted: Mapping[str, Sequence[int]],
+    general: Moments,
+) -> dict[tuple[str, int], Compared]:
+    """By selection and K: IoU of the six pairs of halves in every draw and split, some draws at a time."""
+    compared = defaultdict(list)
     for part in weights.split(max(1, _CHUNK // (weights[0, :, :, 0].numel() * pooled.shape[1]))):
         mean = part @ pooled
-        yield mean if general is None else contrast_scores(mean, general, layer)
+        for selection, ks in wanted.items():
+            scores = contrast_scores(mean, general) if selection == "contrast" else mean
+            for k, chosen in nested_top_neurons(scores, ks).items():
+                sets = packed_sets(chosen)
+                shared = torch.from_numpy(shared_count(sets[:, :, _FIRST], sets[:, :, _SECOND])).double()
+                compared[selection, k].append(shared / (2 * k - shared))
+    return {key: torch.cat(parts) for key, parts in compared.items()}
 
 
-def _half_overlaps(scores: Iterator[Float[Tensor, "some splits 4 neurons"]], sizes: list[int]) -> dict[int, tuple[float, ...]]:
-    """By K: overlap of halves of different labels in the true draw and against the others, and that of halves of one label."""
-    across, ceiling = {k: [] for k in sizes}, {}
-    for part in scores:
-        for k in sizes:
-            a1, a2, b1, b2 = top_neurons(part, k).unbind(dim=2)
-            across[k].append(sum(iou(a, b) for a in (a1, a2) for b in (b1, b2)).mean(dim=1) / 4)
-            if k not in ceiling:
-                ceiling[k] = (iou(a1[0], a2[0]) + iou(b1[0], b2[0])).mean().item() / 2
-    return {k: (*_against_labels(torch.cat(across[k])), ceiling[k]) for k in sizes}
-
-
-def _against_labels(across: Float64[Tensor, " draws"]) -> tuple[float, float, float]:
-    """The observed value (draw 0), the mean over exchanged labels, and the one-sided p that it is lower."""
+def _summary(compared: Compared | None) -> tuple[float, float, float, float]:
+    """Value, label null, its one-sided p that the value is lower, and the ceiling; NaN where nothing could be compared."""
+    if compared is None:
+        return (np.nan,) * 4
+    across = compared[..., :4].mean(dim=(1, 2))
     value, null = across[0], across[1:]
     as_low = (null <= value + 1e-9).sum().item()  # equal means of equal IoUs may differ in the last digit
-    return value.item(), null.mean().item(), (1 + as_low) / (1 + len(null))
+    return value.item(), null.mean().item(), (1 + as_low) / (1 + len(null)), compared[0, :, 4:].mean().item()
