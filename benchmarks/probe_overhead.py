@@ -59,7 +59,7 @@ DOCUMENTS = 96  # read per domain
 TEXTS = ("a", "b", "c", "d", GENERAL)
 FRACTIONS = (0.01, 0.05, 0.10)
 PERMUTATIONS = 100
-BATCHES, WARM = 30, 3
+BATCHES, WARM = 60, 3
 PLAIN, AGAIN, ALL = "plain", "plain again", "all readers"
 
 Rows = list[list[int]]
@@ -97,8 +97,10 @@ def mixture_readers(model: nn.Module) -> ReaderSets:
 
 
 def hidden_states() -> HiddenStateReader:
-    """Collects the states of a batch."""
-    return HiddenStateReader(lambda _states: None)
+    """Collects the states of as many tokens of a batch as a study compares of 96 documents, at places that every document has."""
+    tokens, generator = DriftProbe().tokens // DOCUMENTS, np.random.default_rng(2)
+    places = [sorted(generator.choice(np.arange(1, SHORTEST - 1), tokens, replace=False).tolist()) for _ in range(BATCH)]
+    return HiddenStateReader(lambda _states: None, places)
 
 
 def routing(model: nn.Module) -> list[Reader]:
