@@ -152,10 +152,8 @@ class Study(Settings):
         dense_only, sparse = sorted(set(streams.methods) & set(DENSE_ONLY)), [name for name in streams.arms if self.arm(name).is_sparse]
         if dense_only and sparse:
             raise ValueError(f"{where}: {dense_only} would fill the zeros of {sparse}; run them on dense arms alone")
-        outside, confined = (
-            sorted(set(streams.methods) - set(WHOLE_WEIGHTS)),
-            [name for name in streams.arms if self.arm(name).masks_updates],
-        )
+        outside = sorted(set(streams.methods) - set(WHOLE_WEIGHTS))
+        confined = [name for name in streams.arms if self.arm(name).masks_updates]
         if outside and confined:
             raise ValueError(f"{where}: {outside} choose what they train, and so does {confined}; run them on other arms")
         if set(streams.stage_steps) - {self.continual.stage_steps} and streams.replicates == self.replicates:

@@ -118,8 +118,8 @@ def domains_table(tables: Mapping[str, pd.DataFrame], chance: Mapping[tuple[str,
 
 def settings_table(study: Study, tables: Mapping[str, pd.DataFrame]) -> str:
     """Model, data and training of the study."""
-    facts = {name: DASH if value is None else value for name, value in design_facts(study, tables).items()}
-    grid = None if facts["learning_rate_grid"] == DASH else facts["learning_rate_grid"]
+    known = design_facts(study, tables)
+    facts, grid = {name: DASH if value is None else value for name, value in known.items()}, known["learning_rate_grid"]
     chosen = chosen_learning_rates(tables.get("learning_rate"), study, STREAM_ARMS)
     stages = ", ".join(dict.fromkeys(chosen[f"learning_rate/{arm}"] or DASH for arm in STREAM_ARMS))
     pruning = f"{latex_text(study.sparsify.algorithm)}, {facts['calibration_rows']} calibration rows, damping {facts['dampening']}"

@@ -256,8 +256,7 @@ def tables_directory(study: Study, tree: Tree) -> Path:
     Compiled tables of other settings, left by an earlier run, do not count.
     """
     found = tree.find(TABLES_RECORD)
-    compiled = found is not None and read_record(found)["settings_sha256"] == study.digest()
-    if compiled:
+    if found is not None and read_record(found)["settings_sha256"] == study.digest():
         return found.parent / "results"
     if (published(study.name) / "published.json").is_file():
         return published(study.name)

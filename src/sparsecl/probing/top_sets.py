@@ -24,7 +24,7 @@ def top_count(neurons: int, top_fraction: float) -> int:
 
 
 def top_neurons(scores: Float[Tensor, "*samples neurons"], k: int) -> Bool[Tensor, "*samples neurons"]:
-    """Mark the `k` highest scores, of more; among equal ones the lowest index wins. ValueError for NaN."""
+    """Mark the `k` highest scores, 1 <= k < neurons; among equal ones the lowest index wins. ValueError for NaN."""
     return nested_top_neurons(scores, [k])[k]
 
 
